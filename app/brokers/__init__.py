@@ -1,0 +1,94 @@
+"""The store: contracts that `engine` relies on, and what keeps them.
+
+May import `app.core` only. Exceptions of a client library stop here: callers see `app.core.errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from app.core.continuity import Reading
+from app.core.errors import TocsinError
+from app.core.messages import Cleared, Draft, Position, Publication, Published
+
+Receipt = Callable[[Published | TocsinError], None]
+"""Told once how a publish ended. An `Unavailable` for a draft without a key: the outcome is unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extract:
+    """Messages read for someone who is not subscribed (REST, native `history`).
+
+    Attributes:
+        position: of the last message of the page, else where the reading ends.
+        before: just before the first message; from there a subscriber can go on through the page.
+        complete: nothing more follows in the range that was asked for.
+    """
+
+    publications: tuple[Publication, ...]
+    position: Position
+    before: Position
+    complete: bool
+
+
+class Listener(Protocol):
+    """What a broker tells the worker. All are called from the event loop and must not block."""
+
+    def confirmed(self, channel: str) -> None:
+        """The newest `subscribe` of this channel is in force: whatever is published from now on arrives."""
+
+    def received(self, channel: str, item: Publication | Cleared) -> None:
+        """A message of a subscribed channel, in the order of the store's connection."""
+
+    def drained(self) -> None:
+        """All messages that had arrived have been given to `received`: a good moment to write."""
+
+    def told(self, message: bytes) -> None:
+        """A message on the control channel of the workers, or on this worker's own."""
+
+    def lost(self) -> None:
+        """The reader's connection is gone; nothing of it will be given any more. `confirmed` follows for each channel
+        once there is a new one.
+        """
+
+
+class Broker(Protocol):
+    """A log per channel with positions, and the way to hear it live.
+
+    Guarantees: one channel has one order, the same in the log and live. A message is in the log before anyone hears
+    it. An answer of `read` was begun after the call. Every method that awaits raises `Unavailable` when the store is
+    away or does not answer in time, at once when that is already known.
+    """
+
+    def publish(self, draft: Draft, receipt: Receipt) -> None:
+        """Take a message; `receipt` is called later, exactly once. Two drafts of one caller keep their order."""
+
+    async def read(self, channel: str, position: Position | None, limit: int) -> Reading:
+        """Judge `position` and read up to `limit` messages after it (None: only where the channel stands)."""
+
+    async def read_tops(self, asked: Sequence[tuple[str, Position | None]]) -> list[Reading | TocsinError]:
+        """`read` of many channels without messages, in few round trips."""
+
+    async def extract(
+        self, channel: str, since: Position | None, before: Position | None, limit: int, size: int
+    ) -> Extract:
+        """With `since` the first `limit` messages after it, else the newest ones; both bounds exclusive, ascending,
+        at most `size` bytes.
+
+        Raises:
+            Gone: the log no longer reaches back to `since`, or it is not of this history.
+        """
+
+    async def clear(self, channel: str) -> Position:
+        """Forget the log: a new epoch begins, offsets go on. Subscribers are told."""
+
+    def subscribe(self, channel: str) -> None:
+        """Begin to hear a channel; `Listener.confirmed` says when. Calls of one turn share a command."""
+
+    def unsubscribe(self, channel: str) -> None:
+        """Stop hearing it."""
+
+    def reconnect(self) -> None:
+        """Replace all connections: they do not speak with the same server."""

@@ -1,0 +1,169 @@
+"""The values that travel through the service, and the grammar of channel names.
+
+Nothing here knows how a value is written on a wire or at rest: `protocols` and `brokers` do.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any
+
+import orjson
+
+from app.core.errors import BadChannel, BadPosition
+
+_CHANNEL = re.compile(r"[A-Za-z0-9_.:@-]{1,128}\Z")
+_POSITION = re.compile(r"([0-9a-f]{1,40})-([0-9]{1,16})\Z")
+
+
+class Verb(StrEnum):
+    """What one may be allowed to do in a channel."""
+
+    PUBLISH = "publish"
+    SUBSCRIBE = "subscribe"
+    HISTORY = "history"
+    PRESENCE = "presence"
+
+
+class Kind(StrEnum):
+    """What a publication's payload is; the value is its byte at rest."""
+
+    TEXT = "t"
+    BINARY = "b"
+    JSON = "j"
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a message stands in its channel's history: the epoch of its reign and a consecutive offset.
+
+    Only the history of a channel (its lineage) can compare two epochs; see `continuity`.
+    """
+
+    epoch: str
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}-{self.offset}"
+
+    @classmethod
+    def parse(cls, text: str) -> Position:
+        """Read `<epoch>-<digits>`.
+
+        Raises:
+            BadPosition: the text is something else.
+        """
+        match = _POSITION.match(text)
+        if match is None:
+            raise BadPosition("a position looks like `4c1f0a-120`: take it from a message's `id`, unchanged")
+        return cls(match[1], int(match[2]))
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """One message as the store has it.
+
+    Attributes:
+        position: None for an ephemeral one.
+        kind: None when this version cannot read it (written by a newer one): a gap, never a guess.
+        payload: as published (for JSON its text).
+        attributes: JSON object as stored: `c` client, `u` user, `t` ms of Redis time, `k` key, `x` trace context.
+    """
+
+    position: Position | None
+    kind: Kind | None
+    payload: bytes
+    attributes: bytes = b"{}"
+
+    def read_attributes(self) -> dict[str, Any]:
+        """The attributes as a dict; unknown ones are kept."""
+        attributes: dict[str, Any] = orjson.loads(self.attributes)
+        return attributes
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """The control frame of a clear: a new epoch began after `position.offset`. A hint, never delivered."""
+
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A publication on its way to the store.
+
+    Attributes:
+        scope: who shares the idempotency key (user id; empty for anonymous).
+        key: idempotency key or None.
+        ephemeral: neither logged nor resumable.
+    """
+
+    channel: str
+    kind: Kind
+    payload: bytes
+    client: str | None = None
+    user: str | None = None
+    scope: str = ""
+    key: str | None = None
+    ephemeral: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The store has taken a message. `position` is None for an ephemeral one."""
+
+    position: Position | None
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelRule:
+    """What holds for the channels that match a pattern; the first matching rule wins.
+
+    Attributes:
+        pattern: a channel name in which `*` is any run of channel characters and `{user}` the identity.
+        history: how many messages the log keeps (approximately); 0 makes every message ephemeral.
+        ttl: seconds that the log lives after the last publish.
+        presence: whether members are tracked.
+        anonymous: what one without credentials may do where anonymous use is allowed.
+    """
+
+    pattern: str = "*"
+    history: int = 1000
+    ttl: int = 3600
+    presence: bool = True
+    anonymous: frozenset[Verb] = frozenset(Verb)
+
+
+def check_channel(name: str) -> str:
+    """Return the name if it is in the grammar.
+
+    Raises:
+        BadChannel: it is not.
+    """
+    if _CHANNEL.match(name) is None:
+        raise BadChannel("a channel name has 1 to 128 of the characters A-Z a-z 0-9 _ . : @ -")
+    return name
+
+
+@lru_cache(maxsize=4096)
+def _compile(pattern: str, user: str | None) -> re.Pattern[str]:
+    """One regular expression per pattern and user; everything but `*` and `{user}` is literal."""
+    parts: list[str] = []
+    for piece in re.split(r"(\*|\{user\})", pattern):
+        if piece == "*":
+            parts.append(r"[A-Za-z0-9_.:@-]*")
+        elif piece == "{user}":
+            literal = user is not None and _CHANNEL.match(user) is not None
+            parts.append(re.escape(user) if literal and user is not None else r"(?!)")
+        else:
+            parts.append(re.escape(piece))
+    return re.compile("".join(parts) + r"\Z")
+
+
+def matches(pattern: str, channel: str, user: str | None = None) -> bool:
+    """Whether a channel matches a pattern. `{user}` compares literally and never matches an anonymous user."""
+    return pattern == "*" or _compile(pattern, user).match(channel) is not None
