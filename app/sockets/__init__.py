@@ -7,12 +7,16 @@ May import `app.core` only. What a message means is unknown here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 JOIN_LIMIT = 262_144
 """Bytes at most in one joined write."""
 ALONE = 16_384
 """A frame above this many bytes is written by itself: joining would copy it."""
+
+EXTENSION = "tocsin.socket"
+"""Key in an ASGI scope's `extensions` under which a server offers a `Handover`."""
 
 Unit = Any
 """One message framed for a kind of socket: shared by all of them, opaque to everyone else."""
@@ -55,6 +59,22 @@ class Receiver(Protocol):
         """The server is stopping: close when it suits, within the drain window."""
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a socket holds its peer to.
+
+    Attributes:
+        message: bytes of a message at most; a larger one closes with 1009.
+        high_mark: bytes that may wait in the write buffer before the peer counts as slow.
+        close_seconds: how long the peer may take to answer our close frame (or to read it) before the connection is
+            aborted.
+    """
+
+    message: int = 65_536
+    high_mark: int = 1_048_576
+    close_seconds: float = 5.0
+
+
 class Socket(Protocol):
     """One client's connection, open and upgraded.
 
@@ -88,3 +108,14 @@ class Socket(Protocol):
 
     def abort(self) -> None:
         """End the connection now, whatever is waiting."""
+
+
+class Handover(Protocol):
+    """How a server that offers `EXTENSION` gives a connection away.
+
+    Call it once, after `websocket.accept` was sent; then return from the ASGI application. What the peer has sent
+    meanwhile reaches the receiver in a later turn of the loop, in order.
+    """
+
+    def __call__(self, receiver: Receiver, limits: Limits) -> Socket:
+        """Detach the connection from the ASGI application; `receiver` hears it from now on."""
