@@ -1,0 +1,1 @@
+"""Tests, named by behaviour; each folder answers for one kind of proof."""

@@ -1,0 +1,1 @@
+"""What the tests play on: real Redis servers, real services, real clients."""
