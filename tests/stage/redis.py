@@ -11,9 +11,12 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 
 def redis_binary() -> str:
@@ -53,9 +56,9 @@ class RedisServer:
 
     def client(self) -> redis.Redis:
         """A synchronous client that does not retry; close it."""
-        return redis.Redis(host="127.0.0.1", port=self.port, socket_timeout=5, retry=None)
+        return redis.Redis(host="127.0.0.1", port=self.port, socket_timeout=5, retry=Retry(NoBackoff(), 0))
 
-    def start(self) -> RedisServer:
+    def start(self) -> Self:
         """Start it and wait until it answers."""
         arguments = [redis_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
         for name, value in self.options.items():
@@ -92,7 +95,7 @@ class RedisServer:
             self.process.wait(10)
         self.process = None
 
-    def __enter__(self) -> RedisServer:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(
