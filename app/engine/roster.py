@@ -1,0 +1,114 @@
+"""The roster: every connection of this worker, its keep-alive, and its orderly end.
+
+Keep-alive is one wheel: a slice of the sockets each second, one shared buffer, no timer per socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable
+from typing import Protocol
+
+from app.core.errors import Close
+from app.sockets import Socket
+
+FREEZE_EVERY = 5_000
+"""Connections gained after which the collector is told to leave alone what is there."""
+
+
+class Peer(Protocol):
+    """A connection, as the roster sees it.
+
+    Attributes:
+        slot: its place on the wheel, kept here for the roster.
+        held: whether reading is paused by us, so that silence is no sign of death.
+    """
+
+    socket: Socket
+    slot: int
+    held: bool
+
+
+class Roster:
+    """All connections of one worker.
+
+    Args:
+        ping_seconds: between two pings of one socket; silent for two of these, a socket is closed with 4508.
+        stall_seconds: a reader that has been slow for so long is aborted.
+        drain_seconds: over which the closes of a stopping worker are spread.
+        chance: a random number in [0, 1).
+    """
+
+    def __init__(
+        self, *, ping_seconds: int, stall_seconds: float, drain_seconds: float, chance: Callable[[], float]
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._wheel: list[dict[Peer, None]] = [{} for _ in range(ping_seconds)]
+        self._next = 0
+        self._stalled: dict[Peer, float] = {}
+        self._stall_seconds = stall_seconds
+        self._silence = 2.0 * ping_seconds
+        self._drain_seconds = drain_seconds
+        self._chance = chance
+        self._frozen = 0
+        self.draining = False
+        self.count = 0
+        self.opened = 0
+        self.silent = 0
+        self.aborted = 0
+
+    def add(self, peer: Peer) -> None:
+        """A connection has begun."""
+        peer.slot = self.opened % len(self._wheel)
+        self._wheel[peer.slot][peer] = None
+        self.count += 1
+        self.opened += 1
+        if self.count >= self._frozen + FREEZE_EVERY:
+            self._frozen = self.count
+            gc.freeze()
+
+    def remove(self, peer: Peer) -> None:
+        """It has ended."""
+        del self._wheel[peer.slot][peer]
+        self._stalled.pop(peer, None)
+        self.count -= 1
+
+    def slow(self, peer: Peer) -> None:
+        """Its reader does not keep up."""
+        self._stalled[peer] = self._loop.time()
+
+    def brisk(self, peer: Peer) -> None:
+        """Its reader has caught up with what was waiting."""
+        self._stalled.pop(peer, None)
+
+    def turn(self) -> None:
+        """Once a second: ping the next slice, end who is silent or has stalled for too long."""
+        now = self._loop.time()
+        for peer in [peer for peer, since in self._stalled.items() if now - since > self._stall_seconds]:
+            self.aborted += 1
+            peer.socket.abort()
+        self._next = (self._next + 1) % len(self._wheel)
+        for peer in list(self._wheel[self._next]):
+            socket = peer.socket
+            if socket.paused or peer.held:
+                continue
+            if now - socket.heard > self._silence:
+                self.silent += 1
+                socket.close(Close.NO_PONG, "no pong")
+            else:
+                socket.ping(None)
+
+    def abort_all(self) -> None:
+        """The loop stood still for too long: what these peers sent is of another time and must not be read."""
+        for slot in self._wheel:
+            for peer in list(slot):
+                self.aborted += 1
+                peer.socket.abort()
+
+    def retire(self, peer: Peer) -> None:
+        """The server stops: close this one at a moment of its own within the drain window."""
+        self.draining = True
+        self._loop.call_later(
+            self._chance() * self._drain_seconds, peer.socket.close, Close.RESTART, "the service restarts"
+        )

@@ -1,0 +1,288 @@
+"""The worker: its lease and heartbeat, its ticks, the control channel, readiness.
+
+Everything that goes on by the clock in a worker starts here, in one supervised task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+import orjson
+import structlog
+
+from app.core.errors import TocsinError
+from app.engine.hub import Hub
+from app.engine.roster import Roster
+
+log = structlog.get_logger("tocsin.worker")
+
+LEASE_SECONDS = 4.0
+BEAT_SECONDS = 1.0
+PATIENCE = 6
+"""Beats for which a worker waits for one of its node's slots before it takes any free one."""
+SPARE_SLOTS = 1024
+LAG_SECONDS = 0.05
+"""How often the loop's lag is sampled."""
+LAG_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+ASK_SECONDS = 1.0
+PAGE = 1000
+"""Channels in one page of the list."""
+
+
+class Store(Protocol):
+    """What the worker needs of the store beyond the broker's contract."""
+
+    async def script(self, name: str, keys: Sequence[str], arguments: Sequence[bytes | str | int]) -> Any:
+        """Run a script of this project by name. Raises `Unavailable`."""
+
+    async def tell(self, message: bytes, to: str | None = None) -> int:
+        """Publish to all workers or to one incarnation. Returns how many heard it."""
+
+    def problems(self) -> list[str]:
+        """Why the store cannot be used right now; sentences without hosts."""
+
+
+class Lag:
+    """A histogram of the loop's lag: how much later than asked a timer ran (seconds)."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(LAG_BOUNDS) + 1)
+        self.total = 0.0
+
+    def add(self, seconds: float) -> None:
+        """One sample."""
+        self.total += seconds
+        for index, bound in enumerate(LAG_BOUNDS):
+            if seconds <= bound:
+                self.counts[index] += 1
+                return
+        self.counts[-1] += 1
+
+
+class Answers:
+    """What the workers have answered to one question so far."""
+
+    __slots__ = ("_heard", "pages")
+
+    def __init__(self) -> None:
+        self.pages: list[list[tuple[str, int]]] = []
+        self._heard = asyncio.Event()
+
+    def add(self, page: list[tuple[str, int]]) -> None:
+        """One worker's answer."""
+        self.pages.append(page)
+        self._heard.set()
+
+    async def wait(self, expected: int) -> None:
+        """Until so many have answered, or `ASK_SECONDS` have passed: a worker that died is not waited for."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ASK_SECONDS):
+                while len(self.pages) < expected:
+                    self._heard.clear()
+                    await self._heard.wait()
+
+
+class Worker:
+    """One worker process among others.
+
+    Args:
+        store: leases and control messages.
+        hub: checks, channel names.
+        roster: keep-alive.
+        prefix: of the keys.
+        node: name of this machine.
+        slots: workers that this node is meant to have.
+        incarnation: of this process, unique for ever.
+        snapshot: this worker's metrics as JSON-able values.
+        ping_seconds: twice this long without a turn of the loop, and nothing that was sent meanwhile is read.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        hub: Hub,
+        roster: Roster,
+        prefix: str,
+        node: str,
+        slots: int,
+        incarnation: str,
+        snapshot: Callable[[], dict[str, Any]],
+        ping_seconds: int,
+    ) -> None:
+        self._store = store
+        self._hub = hub
+        self._roster = roster
+        self._loop = asyncio.get_running_loop()
+        self._keys = f"{prefix}:{{workers}}"
+        self._slots = slots
+        self._snapshot = snapshot
+        self._stall = 2.0 * ping_seconds
+        self._asked: dict[str, Answers] = {}
+        self._beats = 0
+        self._beating = False
+        self._ticker: asyncio.Task[None] | None = None
+        self._sampler: asyncio.TimerHandle | None = None
+        self._sample_due = 0.0
+        self.incarnation = incarnation
+        self.node = node
+        self.slot = -1
+        self.leased_at = -LEASE_SECONDS
+        self.lag = Lag()
+        self.others: dict[int, dict[str, Any]] = {}
+
+    def start(self) -> None:
+        """Begin to tick."""
+        self._ticker = self._loop.create_task(self._tick())
+        self._sample_due = self._loop.time() + LAG_SECONDS
+        self._sampler = self._loop.call_at(self._sample_due, self._sample)
+        gc.collect()
+        gc.freeze()
+
+    async def stop(self) -> None:
+        """Stop ticking; the lease runs out by itself."""
+        if self._sampler is not None:
+            self._sampler.cancel()
+        if self._ticker is not None:
+            self._ticker.cancel()
+            await asyncio.gather(self._ticker, return_exceptions=True)
+
+    def problems(self) -> list[str]:
+        """Why this worker is not ready; empty when it is."""
+        found = list(self._store.problems())
+        if self._roster.draining:
+            found.append("this worker is draining")
+        return found
+
+    async def workers(self) -> dict[int, dict[str, Any] | None]:
+        """The last snapshot of each worker of this node by slot; None for one that is known but cannot be asked."""
+        known: dict[int, dict[str, Any] | None] = dict.fromkeys(self.others)
+        try:
+            leases: list[bytes] = await self._store.script("leases", [f"{self._keys}:all"], [f"{self._keys}:lease:"])
+        except TocsinError:
+            leases = []
+        else:
+            self.others = {}
+            known = {}
+        for lease in leases:
+            node, slot, snapshot = lease.split(b"\n", 2)
+            if node.decode() == self.node and int(slot) >= 0:
+                known[int(slot)] = self.others[int(slot)] = orjson.loads(snapshot)
+        known[max(self.slot, 0)] = self._snapshot()
+        return known
+
+    async def channels(self, prefix: str, after: str) -> tuple[list[tuple[str, int]], str | None]:
+        """Channels with a subscriber on any worker, by name, with the number of subscribers; and the next cursor.
+
+        Raises:
+            Unavailable: the store is away.
+        """
+        number = secrets.token_hex(8)
+        answers = self._asked[number] = Answers()
+        question = {"ask": "channels", "number": number, "from": self.incarnation, "prefix": prefix, "after": after}
+        try:
+            expected = await self._store.tell(orjson.dumps(question))
+            await answers.wait(expected)
+        finally:
+            del self._asked[number]
+        pages = answers.pages
+        counts: dict[str, int] = {}
+        full = [page[-1][0] for page in pages if len(page) == PAGE]
+        horizon = min(full) if full else None
+        for page in pages:
+            for name, count in page:
+                if horizon is None or name <= horizon:
+                    counts[name] = counts.get(name, 0) + count
+        names = sorted(counts.items())
+        more = horizon is not None or len(names) > PAGE
+        names = names[:PAGE]
+        return names, names[-1][0] if more and names else None
+
+    def on_control(self, message: bytes) -> None:
+        """A message from another worker (or from this one)."""
+        try:
+            content = orjson.loads(message)
+        except orjson.JSONDecodeError:
+            log.warning("a control message is not JSON and is ignored")
+            return
+        match content:
+            case {
+                "ask": "channels",
+                "number": str(number),
+                "from": str(asker),
+                "prefix": str(prefix),
+                "after": str(after),
+            }:
+                names = sorted(
+                    (name, channel.users)
+                    for name, channel in self._hub.channels.items()
+                    if channel.users and name.startswith(prefix) and name > after
+                )[:PAGE]
+                answer = {"channels": names, "number": number}
+                self._hub.spawn(self._say(self._store.tell(orjson.dumps(answer), asker)))
+            case {"channels": list(names), "number": str(number)}:
+                if number in self._asked:
+                    self._asked[number].add(names)
+            case _:
+                log.debug("a control message of an unknown kind is ignored")
+
+    async def _say(self, telling: Awaitable[int]) -> None:
+        try:
+            await telling
+        except TocsinError as error:
+            log.warning("an answer to another worker was not sent", reason=error.message)
+
+    async def _tick(self) -> None:
+        last = self._loop.time()
+        while True:
+            now = self._loop.time()
+            if now - last > self._stall:
+                log.error("the loop stood still: every socket is aborted unread", seconds=round(now - last, 1))
+                self._roster.abort_all()
+            last = now
+            try:
+                self._roster.turn()
+                self._hub.check()
+                if not self._beating:
+                    self._beating = True
+                    self._hub.spawn(self._beat())
+            except Exception:
+                log.exception("a tick failed")
+            await asyncio.sleep(max(0.05, last + BEAT_SECONDS - self._loop.time()))
+
+    async def _beat(self) -> None:
+        self._beats += 1
+        slots = self._slots if self._beats <= PATIENCE else SPARE_SLOTS
+        try:
+            slot, _ = await self._store.script(
+                "beat",
+                [f"{self._keys}:all", f"{self._keys}:dead"],
+                [
+                    f"{self._keys}:lease:",
+                    self.incarnation,
+                    self.node,
+                    int(LEASE_SECONDS * 1000),
+                    self.slot,
+                    slots,
+                    orjson.dumps(self._snapshot()),
+                ],
+            )
+        except TocsinError:
+            return
+        finally:
+            self._beating = False
+        self.slot = int(slot)
+        self.leased_at = self._loop.time()
+
+    def _sample(self) -> None:
+        now = self._loop.time()
+        self.lag.add(max(0.0, now - self._sample_due))
+        self._sample_due = now + LAG_SECONDS
+        self._sampler = self._loop.call_at(self._sample_due, self._sample)
