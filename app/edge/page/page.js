@@ -9,23 +9,23 @@ const STOPS = /^(100[023789]|44\d\d)$/;
 
 const WORDS = { connecting: "Connecting", open: "Open", waiting: "Closed", stopped: "Stopped" };
 const REASONS = {
-  1000: "The server has ended the connection.",
-  1001: "The server is going away.",
-  1002: "The server saw a protocol error.",
-  1003: "The server does not take this type of message.",
-  1006: "The connection was cut.",
-  1007: "The text was not valid UTF-8.",
-  1008: "This breaks a rule of the server.",
-  1009: "The message was too big for this server.",
-  1011: "The server had an internal error.",
-  1012: "The server is restarting.",
-  1013: "The server could not take the message. It may be able to later.",
-  4400: "The server could not make sense of what was sent.",
-  4401: "The token has expired or was refused.",
-  4403: "Not allowed in this channel, or no longer.",
-  4508: "This browser was silent for too long.",
-  4510: "Some messages could not be delivered here.",
-  4529: "Too much was sent, too fast.",
+  1000: "The server has ended the connection",
+  1001: "The server is going away",
+  1002: "The server saw a protocol error",
+  1003: "The server does not take this type of message",
+  1006: "The connection was cut",
+  1007: "The text was not valid UTF-8",
+  1008: "This breaks a rule of the server",
+  1009: "The message was too big for this server",
+  1011: "The server had an internal error",
+  1012: "The server is restarting",
+  1013: "The server could not take the message for now",
+  4400: "The server could not make sense of what was sent",
+  4401: "The token has expired or was refused",
+  4403: "Not allowed in this channel, or no longer",
+  4508: "This browser was silent for too long",
+  4510: "Some messages could not be delivered here",
+  4529: "Too much was sent, too fast",
 };
 
 const $ = (selector, root = document) => root.querySelector(selector);
@@ -38,9 +38,18 @@ function ring() {
   bell.animate(swing, { duration: 900, easing: "ease-out" });
 }
 
+/* `:` and `@` are common in channel names and need no escape in a query or a fragment (RFC 3986 section 3.4). */
+function escaped(channel) {
+  return encodeURIComponent(channel).replaceAll("%3A", ":").replaceAll("%40", "@");
+}
+
 function address(channel) {
   const scheme = location.protocol === "https:" ? "wss:" : "ws:";
-  return `${scheme}//${location.host}/ws?channel=${encodeURIComponent(channel)}`;
+  return `${scheme}//${location.host}/ws?channel=${escaped(channel)}`;
+}
+
+function clockTime(date) {
+  return date.toLocaleTimeString([], { hourCycle: "h23" });
 }
 
 function element(name, className, text) {
@@ -57,12 +66,12 @@ function seconds(ms) {
 /* A browser cannot see why an upgrade was refused (only 1006), so the service answers the same over HTTP. */
 async function askWhy(channel) {
   try {
-    const path = `/api/v1/connect?channel=${encodeURIComponent(channel)}`;
+    const path = `/api/v1/connect?channel=${escaped(channel)}`;
     const answer = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(5000) });
     if (answer.ok) return { reason: "The connection was cut before it opened." };
     const body = await answer.json().catch(() => null);
     return {
-      reason: body?.error?.message ?? `The server refuses with HTTP ${answer.status}.`,
+      reason: `Refused: ${body?.error?.message ?? `HTTP ${answer.status}`}`,
       stop: answer.status < 500 && answer.status !== 429,
       after: Number(answer.headers.get("Retry-After")) * 1000 || 0,
     };
@@ -123,7 +132,7 @@ class Pane {
 
   opened() {
     this.openedAt = performance.now();
-    this.show("open");
+    this.show("open", `In ${this.channel} since ${clockTime(new Date())}.`);
     if (this.lostAt !== null) {
       const away = seconds(this.openedAt - this.lostAt);
       this.note(`Back after ${away} s. Plain sockets have no positions: what was sent meanwhile is not shown.`);
@@ -146,7 +155,7 @@ class Pane {
       if (socket === this.socket) this.rest(reason, stop ? null : this.backoff() + (after ?? 0));
       return;
     }
-    const reason = `${REASONS[code] ?? "The connection was closed."} (${said ? `${code}, ${said}` : code})`;
+    const reason = `${REASONS[code] ?? "The connection was closed"} (${said ? `${code}, ${said}` : code}).`;
     this.rest(reason, STOPS.test(code) ? null : this.backoff(code));
   }
 
@@ -158,8 +167,9 @@ class Pane {
   /* What was sent and has not come back may have been taken or not; nobody here can know. */
   lose() {
     if (this.openedAt !== null) this.lostAt = performance.now();
-    const open = this.sent.length;
-    if (open) this.note(`${open} sent and not come back: whether the server took ${open > 1 ? "them" : "it"} is unknown.`);
+    const lost = this.sent.length;
+    if (lost === 1) this.note("1 message has not come back: whether the server took it is unknown.");
+    if (lost > 1) this.note(`${lost} messages have not come back: whether the server took them is unknown.`);
     this.sent = [];
   }
 
@@ -224,15 +234,22 @@ class Pane {
   push(item) {
     if (!this.queue.length) requestAnimationFrame(() => this.draw());
     this.queue.push(item);
-    if (this.queue.length > KEEP) this.queue.shift(), (this.older.hidden = false);
+    if (this.queue.length > KEEP) {
+      this.queue.shift();
+      this.older.hidden = false;
+    }
   }
 
   draw() {
+    if (!this.queue.length) return; // the channel was changed meanwhile
     const follow = this.atBottom();
     this.unseen = follow || this.newest.hidden ? this.queue.length : this.unseen + this.queue.length;
     this.list.append(...this.queue.map((item) => this.row(item)));
     this.queue = [];
-    while (this.list.children.length > KEEP) this.list.firstChild.remove(), (this.older.hidden = false);
+    while (this.list.children.length > KEEP) {
+      this.list.firstChild.remove();
+      this.older.hidden = false;
+    }
     if (follow) return this.scrollDown();
     this.newest.hidden = false;
     this.newest.textContent = `${this.unseen.toLocaleString()} new below`;
@@ -244,8 +261,8 @@ class Pane {
     const row = element("li", trip === undefined ? "" : "own", "");
     const text = binary ? `binary, ${data.byteLength.toLocaleString()} bytes` : data;
     row.append(element("span", binary ? "text binary" : "text", text));
-    const meta = element("span", "meta", trip === undefined ? "" : `you, back in ${Math.max(1, Math.round(trip))} ms `);
-    const time = element("time", "", at.toLocaleTimeString([], { hourCycle: "h23" }));
+    const meta = element("span", "meta", trip === undefined ? "" : `you, ${Math.max(1, Math.round(trip))} ms`);
+    const time = element("time", "", clockTime(at));
     time.dateTime = at.toISOString();
     meta.append(time);
     row.append(meta);
@@ -284,7 +301,7 @@ function readHash() {
   }
 }
 
-const panes = ["Connection A", "Connection B"].map((name) => new Pane(name));
+const panes = ["Pane A", "Pane B"].map((name) => new Pane(name));
 
 function join() {
   const channel = readHash();
@@ -298,7 +315,7 @@ $("form.channel").onsubmit = (event) => {
   event.preventDefault();
   const channel = $("#channel").value.trim() || "lobby";
   if (channel === readHash()) join();
-  else location.hash = encodeURIComponent(channel);
+  else location.hash = escaped(channel);
 };
 
 $(".copy").onclick = async () => {
