@@ -25,8 +25,8 @@ async def arrive(browser: Browser) -> AsyncIterator[Arrive]:
     """Makes visitors (arguments of `Visitor.arrive`) and closes their windows afterwards."""
     visitors: list[Visitor] = []
 
-    async def make(**options: int) -> Visitor:
-        visitors.append(await Visitor.arrive(browser, **options))
+    async def make(*, width: int = 1280, dark: bool = False) -> Visitor:
+        visitors.append(await Visitor.arrive(browser, width=width, dark=dark))
         return visitors[-1]
 
     yield make

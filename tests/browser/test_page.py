@@ -16,12 +16,15 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SEND_BYTES = """([channel, size]) => new Promise((done) => {
   const socket = new WebSocket(`ws://${location.host}/ws?channel=${channel}`);
-  socket.onopen = () => { socket.send(new Uint8Array(size)); socket.close(); };
+  socket.onopen = () => socket.send(new Uint8Array(size));
+  socket.onmessage = () => socket.close();
   socket.onclose = done;
 })"""
 SEND_MANY = """([channel, count]) => new Promise((done) => {
-  const socket = new WebSocket(`ws://${location.host}/ws?channel=${channel}&echo=false`);
-  socket.onopen = () => { for (let n = 1; n <= count; n++) socket.send(`message ${n}`); socket.close(); };
+  const socket = new WebSocket(`ws://${location.host}/ws?channel=${channel}`);
+  let heard = 0;
+  socket.onopen = () => { for (let n = 1; n <= count; n++) socket.send(`message ${n}`); };
+  socket.onmessage = () => { if (++heard === count) socket.close(); };
   socket.onclose = done;
 })"""
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -197,7 +200,7 @@ async def test_reader_of_older_messages_is_left_in_peace(service: Service, arriv
     ],
 )
 async def test_close_codes_are_told_in_words(
-    service: Service, arrive: Arrive, channel: str, code: int, state: str, words: str
+    service: Service, arrive: Arrive, channel: str, *, code: int, state: str, words: str
 ) -> None:
     ada = await arrive()
     between: list[WebSocketRoute] = []  # stands between the page and the service, and cuts
