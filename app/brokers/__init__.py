@@ -65,6 +65,13 @@ class Broker(Protocol):
     def publish(self, draft: Draft, receipt: Receipt) -> None:
         """Take a message; `receipt` is called later, exactly once. Two drafts of one caller keep their order."""
 
+    @property
+    def congested(self) -> bool:
+        """Whether so many publishes wait that those who publish should not be read from."""
+
+    def when_uncongested(self, callback: Callable[[], None]) -> None:
+        """Call back once when that is over (at once when it is not so)."""
+
     async def read(self, channel: str, position: Position | None, limit: int) -> Reading:
         """Judge `position` and read up to `limit` messages after it (None: only where the channel stands)."""
 

@@ -44,7 +44,6 @@ class CatchUp:
     def __init__(self, broker: Broker, hub: Hub) -> None:
         self._broker = broker
         self._hub = hub
-        self._loop = asyncio.get_running_loop()
         self._reads: dict[tuple[str, Position], Read] = {}
         self.pages = 0
         self.replayed = 0
@@ -119,7 +118,7 @@ class CatchUp:
         assert position is not None
         follower.position = position
         self.replayed += subscription.write(page)
-        self._loop.call_soon(self.step, subscription)
+        asyncio.get_running_loop().call_soon(self.step, subscription)
         return True
 
     def _read(self, subscription: Subscription, follower: Follower) -> None:
@@ -143,7 +142,7 @@ class CatchUp:
             del self._reads[key]
             for subscription in read.first + read.late:
                 subscription.busy = False
-            self._loop.call_later(RETRY_SECONDS, self.scattered, read.first + read.late)
+            asyncio.get_running_loop().call_later(RETRY_SECONDS, self.scattered, read.first + read.late)
             return
         del self._reads[key]
         self.pages += 1
@@ -177,7 +176,7 @@ class CatchUp:
                 assert position is not None
                 follower.position = position
                 self._gap(subscription, Gap(Reason.EXPIRED, position))
-        self._loop.call_soon(self.step, subscription)
+        asyncio.get_running_loop().call_soon(self.step, subscription)
 
     def _gap(self, subscription: Subscription, gap: Gap) -> None:
         self._hub.counters.gaps += 1

@@ -110,9 +110,17 @@ class Connection:
         if effect is not None:
             self._perform(effect)
 
+    def _go_on(self) -> None:
+        self.held = False
+        self.socket.resume_reading()
+
     def _perform(self, effect: Effect) -> None:
         match effect:
             case Store(draft):
                 self._broker.publish(draft, self._stored)
+                if self._broker.congested and not self.held:
+                    self.held = True
+                    self.socket.pause_reading()
+                    self._broker.when_uncongested(self._go_on)
             case Disconnect(code, reason):
                 self.socket.close(code, reason)

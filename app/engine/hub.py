@@ -363,20 +363,14 @@ class Hub:
 
     Args:
         broker: the store.
-        scattered: called with members that have to catch up on their own.
-        control: called with a message of the workers' control channel.
     """
 
-    def __init__(
-        self,
-        broker: Broker,
-        scattered: Callable[[list[Subscription]], None],
-        control: Callable[[bytes], None],
-    ) -> None:
+    _loop: asyncio.AbstractEventLoop
+    _scattered: Callable[[list[Subscription]], None]
+    _control: Callable[[bytes], None]
+
+    def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._scattered = scattered
-        self._control = control
-        self._loop = asyncio.get_running_loop()
         self._dirty: list[Channel] = []
         self._scheduled = False
         self._due: dict[str, Sync] = {}
@@ -388,6 +382,17 @@ class Hub:
         self.channels: dict[str, Channel] = {}
         self.counters = Counters()
         self.ring_bytes = 0
+
+    def start(self, scattered: Callable[[list[Subscription]], None], control: Callable[[bytes], None]) -> None:
+        """Begin, on the running loop.
+
+        Args:
+            scattered: called with members that have to catch up on their own.
+            control: called with a message of the workers' control channel.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._scattered = scattered
+        self._control = control
 
     # -- members
 

@@ -41,10 +41,9 @@ class Roster:
     """
 
     def __init__(
-        self, *, ping_seconds: int, stall_seconds: float, drain_seconds: float, chance: Callable[[], float]
+        self, *, ping_seconds: float, stall_seconds: float, drain_seconds: float, chance: Callable[[], float]
     ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._wheel: list[dict[Peer, None]] = [{} for _ in range(ping_seconds)]
+        self._wheel: list[dict[Peer, None]] = [{} for _ in range(max(1, round(ping_seconds)))]
         self._next = 0
         self._stalled: dict[Peer, float] = {}
         self._stall_seconds = stall_seconds
@@ -76,7 +75,7 @@ class Roster:
 
     def slow(self, peer: Peer) -> None:
         """Its reader does not keep up."""
-        self._stalled[peer] = self._loop.time()
+        self._stalled[peer] = asyncio.get_running_loop().time()
 
     def brisk(self, peer: Peer) -> None:
         """Its reader has caught up with what was waiting."""
@@ -84,7 +83,7 @@ class Roster:
 
     def turn(self) -> None:
         """Once a second: ping the next slice, end who is silent or has stalled for too long."""
-        now = self._loop.time()
+        now = asyncio.get_running_loop().time()
         for peer in [peer for peer, since in self._stalled.items() if now - since > self._stall_seconds]:
             self.aborted += 1
             peer.socket.abort()
@@ -109,6 +108,6 @@ class Roster:
     def retire(self, peer: Peer) -> None:
         """The server stops: close this one at a moment of its own within the drain window."""
         self.draining = True
-        self._loop.call_later(
+        asyncio.get_running_loop().call_later(
             self._chance() * self._drain_seconds, peer.socket.close, Close.RESTART, "the service restarts"
         )

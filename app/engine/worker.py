@@ -104,6 +104,8 @@ class Worker:
         ping_seconds: twice this long without a turn of the loop, and nothing that was sent meanwhile is read.
     """
 
+    _loop: asyncio.AbstractEventLoop
+
     def __init__(
         self,
         *,
@@ -115,12 +117,11 @@ class Worker:
         slots: int,
         incarnation: str,
         snapshot: Callable[[], dict[str, Any]],
-        ping_seconds: int,
+        ping_seconds: float,
     ) -> None:
         self._store = store
         self._hub = hub
         self._roster = roster
-        self._loop = asyncio.get_running_loop()
         self._keys = f"{prefix}:{{workers}}"
         self._slots = slots
         self._snapshot = snapshot
@@ -139,7 +140,8 @@ class Worker:
         self.others: dict[int, dict[str, Any]] = {}
 
     def start(self) -> None:
-        """Begin to tick."""
+        """Begin to tick, on the running loop."""
+        self._loop = asyncio.get_running_loop()
         self._ticker = self._loop.create_task(self._tick())
         self._sample_due = self._loop.time() + LAG_SECONDS
         self._sampler = self._loop.call_at(self._sample_due, self._sample)

@@ -1,0 +1,128 @@
+"""What REST takes and gives, as pydantic models: they check requests and document answers (OpenAPI)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+KEY = r"^[A-Za-z0-9_-]{16,64}$"
+ID = "4c1f9be07a2d-126"
+
+Key = Annotated[
+    str,
+    Field(
+        pattern=KEY,
+        description="Idempotency key: the same key in the same channel within the window yields the first result.",
+        examples=["order-7c0e4b1a9d52"],
+    ),
+]
+
+
+class Body(BaseModel):
+    """A message to publish: `data` (any JSON) or `base64` (binary)."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    data: JsonValue = Field(default=None, description="Any JSON value.", examples=[{"text": "hi"}])
+    base64: str | None = Field(default=None, description="Binary content instead of `data`.", examples=[None])
+    key: Key | None = Field(default=None)
+    ephemeral: bool = Field(default=False, description="Neither logged nor resumable (typing, cursors).")
+
+    @model_validator(mode="after")
+    def _one_content(self) -> Self:
+        has_data = "data" in self.model_fields_set
+        if has_data == (self.base64 is not None):
+            raise ValueError("give either `data` or `base64`")
+        if self.ephemeral and self.key is not None:
+            raise ValueError("an ephemeral message has no key: it is not stored")
+        return self
+
+
+class Addressed(Body):
+    """A message to publish with its channel."""
+
+    channel: str = Field(examples=["room:42"])
+
+
+class Batch(BaseModel):
+    """Up to 1,000 messages; each one is checked and answered by itself."""
+
+    messages: list[JsonValue] = Field(
+        max_length=1000,
+        description="Objects with `channel` and what publishing one takes.",
+        examples=[[{"channel": "room:42", "data": {"text": "hi"}, "key": "order-7c0e4b1a9d52"}]],
+    )
+
+
+class PublishedModel(BaseModel):
+    """The store has taken the message."""
+
+    id: str | None = Field(description="Its position; null for an ephemeral one.", examples=[ID])
+    duplicate: bool = Field(description="Whether the key was known: this is the first result.", examples=[False])
+
+
+class ErrorContent(BaseModel):
+    """What is wrong."""
+
+    code: str = Field(examples=["bad_channel"])
+    message: str
+    retry_after: float | None = Field(default=None, description="Seconds; only where trying again helps.")
+    position: str | None = Field(default=None, description="With `gone`: the id from which to go on.")
+
+
+class ErrorModel(BaseModel):
+    """Every refusal."""
+
+    error: ErrorContent
+
+
+class BatchResult(BaseModel):
+    """One of a batch: the result, or the error."""
+
+    id: str | None = None
+    duplicate: bool | None = None
+    error: ErrorContent | None = None
+
+
+class BatchResults(BaseModel):
+    """In the order of the batch."""
+
+    results: list[BatchResult]
+
+
+class MessageModel(BaseModel):
+    """A message as `tocsin.v1` shows it."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    type: str = "message"
+    channel: str = Field(examples=["room:42"])
+    id: str = Field(examples=[ID])
+    data: Any = Field(default=None, examples=[{"text": "hi"}])
+    base64: str | None = None
+    sender: str | None = Field(default=None, alias="from", description="Client id of the sender.")
+    user: str | None = None
+    at: int = Field(description="Redis time in milliseconds.", examples=[1790000000123])
+
+
+class History(BaseModel):
+    """A page of the log, ascending."""
+
+    messages: list[MessageModel]
+    position: str = Field(description="Of the last message of the page: the next `since`.", examples=[ID])
+    complete: bool = Field(description="Nothing more follows in the range that was asked for.")
+
+
+class ChannelModel(BaseModel):
+    """A channel with a subscriber."""
+
+    channel: str = Field(examples=["room:42"])
+    subscribers: int = Field(examples=[3])
+
+
+class Channels(BaseModel):
+    """A page of channels, by name."""
+
+    channels: list[ChannelModel]
+    cursor: str | None = Field(description="Give it back as `cursor` for the next page; null at the end.")

@@ -1,0 +1,211 @@
+"""The wiring: settings become objects, objects are given to each other. The only place that names a concrete broker.
+
+`app` is what a server imports: `uvicorn app.main:app --workers 4` works as it stands, and
+`--ws app.sockets.uvicorn:WebSocketProtocol` turns on the fast path. `tocsin serve` does both.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from app import __version__, logs
+from app.brokers.redis import RedisBroker
+from app.core.errors import Code, TocsinError
+from app.edge.access import Access
+from app.edge.answers import answer, refusal
+from app.edge.http import BodyLimit, Rest, describe
+from app.edge.ops import Ops
+from app.edge.websocket import WebSocketEdge
+from app.engine.catchup import CatchUp
+from app.engine.hub import Hub
+from app.engine.metrics import snapshot_of
+from app.engine.roster import Roster
+from app.engine.worker import Worker
+from app.protocols.plain import Plain
+from app.settings import Settings, describe_problems
+from app.sockets import Limits
+
+log = structlog.get_logger("tocsin")
+
+DESCRIPTION = (
+    "Publish to channels and read their logs. Sockets connect to `/ws`. Errors have the shape "
+    '`{"error": {"code", "message"}}`; 503 carries Retry-After.'
+)
+STARTUP_FAILURE = 3
+"""The exit status that tells uvicorn's supervisor not to try again."""
+
+
+class Tocsin(FastAPI):
+    """FastAPI with `/ws` in front: an upgrade does not pass through the middleware of the rest."""
+
+    websocket_edge: WebSocketEdge
+    refusal: str | None = None
+    """Why the service cannot start, if it cannot."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, socket or lifespan."""
+        if scope["type"] == "websocket" and scope["path"] == "/ws":
+            await self.websocket_edge(scope, receive, send)
+        elif scope["type"] == "lifespan" and self.refusal is not None:
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": self.refusal})
+        else:
+            await super().__call__(scope, receive, send)
+
+
+def create_app(settings: Settings) -> Tocsin:
+    """The whole service on one set of settings; connects to Redis when the server starts its lifespan."""
+    url = None if settings.redis_url is None else settings.redis_url.get_secret_value()
+    broker = RedisBroker(
+        url or "redis://127.0.0.1:6379/0", settings.redis_prefix, settings.channels, settings.key_seconds
+    )
+    hub = Hub(broker)
+    catchup = CatchUp(broker, hub)
+    roster = Roster(
+        ping_seconds=settings.ping_seconds,
+        stall_seconds=settings.stall_seconds,
+        drain_seconds=settings.drain_seconds,
+        chance=random.random,
+    )
+    incarnation = f"{settings.node}-{secrets.token_hex(8)}"
+
+    def snapshot() -> dict[str, Any]:
+        return snapshot_of(
+            hub=hub,
+            catchup=catchup,
+            roster=roster,
+            lag=worker.lag,
+            store=_store_counts(broker),
+            problems=worker.problems,
+        )
+
+    worker = Worker(
+        store=broker,
+        hub=hub,
+        roster=roster,
+        prefix=settings.redis_prefix,
+        node=settings.node,
+        slots=settings.workers,
+        incarnation=incarnation,
+        snapshot=snapshot,
+        ping_seconds=settings.ping_seconds,
+    )
+    access = Access(
+        keys=settings.api_keys,
+        origins=frozenset(settings.origins),
+        anonymous=settings.allow_anonymous,
+        configured=settings.auth_configured,
+    )
+    websocket_edge = WebSocketEdge(
+        access=access,
+        codecs=(Plain(),),
+        rules=settings.channels,
+        hub=hub,
+        catchup=catchup,
+        broker=broker,
+        roster=roster,
+        capacity=settings.max_connections,
+        limits=Limits(message=settings.max_message, high_mark=settings.high_mark),
+        problems=worker.problems,
+        new_client=lambda: secrets.token_urlsafe(12),
+    )
+    rest = Rest(access, settings.channels, broker, worker, settings.max_message)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        logs.configure(settings.log_format, settings.log_level)
+        hub.start(catchup.scattered, worker.on_control)
+        broker.start(hub, incarnation)
+        worker.start()
+        yield
+        await worker.stop()
+        await hub.close()
+        await broker.close()
+
+    app = Tocsin(
+        title="Tocsin",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url="/docs" if settings.docs else None,
+        redoc_url=None,
+        openapi_url="/openapi.json" if settings.docs else None,
+    )
+    app.websocket_edge = websocket_edge
+    if url is None:
+        app.refusal = "no Redis is named: set TOCSIN_REDIS_URL, or run `tocsin serve`, which brings its own"
+    app.add_middleware(BodyLimit)
+    app.include_router(rest.router(_connect_check(websocket_edge)))
+    metrics_token = None if settings.metrics_token is None else settings.metrics_token.get_secret_value()
+    app.include_router(Ops(worker, metrics_token).router())
+    _answer_errors(app)
+    return app
+
+
+def _store_counts(broker: RedisBroker) -> dict[str, float]:
+    counters = broker.counters()
+    return {
+        "published": counters.published,
+        "publish_batches": counters.batches,
+        "received": counters.received,
+        "store_errors": counters.errors,
+        "reconnects": counters.reconnects,
+        "probe_seconds": counters.probe_seconds,
+    }
+
+
+def _connect_check(edge: WebSocketEdge) -> Callable[[Request], None]:
+    def check(request: Request) -> None:
+        offered = [
+            name.strip() for header in request.headers.getlist("sec-websocket-protocol") for name in header.split(",")
+        ]
+        edge.check(request.scope, request.query_params, offered)
+
+    return check
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """Every refusal in the error model, also those of the framework."""
+
+    @app.exception_handler(TocsinError)
+    async def refuse(_: Request, error: TocsinError) -> Response:
+        return answer(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def mismatch(_: Request, error: RequestValidationError) -> Response:
+        return refusal(422, Code.BAD_REQUEST, describe(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def framework(_: Request, error: HTTPException) -> Response:
+        code = Code.NOT_FOUND if error.status_code == 404 else Code.BAD_REQUEST
+        return refusal(error.status_code, code, str(error.detail), dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def fault(_: Request, error: Exception) -> Response:
+        log.error("a request failed", exc_info=error)
+        return refusal(500, Code.INTERNAL, "the service failed to answer this request; it is in its log")
+
+
+def _settings() -> Settings:
+    """The settings of this process, or its end with one line a problem."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        print("\n".join(describe_problems(error)), file=sys.stderr)  # noqa: T201 - before there is a log
+        raise SystemExit(STARTUP_FAILURE) from None
+
+
+app = create_app(_settings())
