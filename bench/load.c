@@ -70,7 +70,7 @@ typedef struct {
   int pids[PIDS], count;
 } group;
 
-static const char *path = "/ws", *format = "%M", *pong_from, *pong_to, *greetings[8];
+static const char *path = "/ws", *publisher_path, *format = "%M", *pong_from, *pong_to, *greetings[8];
 static int port, subscribers = 100, publishers = 1, processes = 1, size = 128, at_once = 200, greeting_count;
 static double settle = 1;
 static group groups[GROUPS];
@@ -336,7 +336,7 @@ static void upgrade(connection *c) {
   int n = snprintf(request, sizeof request,
                    "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                    "Sec-WebSocket-Key: " KEY "\r\nSec-WebSocket-Version: 13\r\n\r\n",
-                   path, port);
+                   c->publisher >= 0 && publisher_path ? publisher_path : path, port);
   c->state = UPGRADING;
   watch(c, EPOLLIN);
   send_bytes(c, request, (size_t)n);
@@ -555,9 +555,10 @@ static void add_group(char *text) {
 
 int main(int count, char **arguments) {
   int option;
-  while ((option = getopt(count, arguments, "p:u:n:P:j:s:f:g:k:c:i:t:")) != -1) switch (option) {
+  while ((option = getopt(count, arguments, "p:u:U:n:P:j:s:f:g:k:c:i:t:")) != -1) switch (option) {
       case 'p': port = atoi(optarg); break;
       case 'u': path = optarg; break;
+      case 'U': publisher_path = optarg; break;             /* where publishers have a path of their own */
       case 'n': subscribers = atoi(optarg); break;
       case 'P': publishers = atoi(optarg); break;
       case 'j': processes = atoi(optarg); break;

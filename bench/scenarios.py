@@ -1,0 +1,247 @@
+"""What is measured, and the run of one contender through one scenario."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import selectors
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from bench.contenders import Contender, load_processes
+from bench.install import Missing, load_program
+from bench.stage import NotStarted, connections, family, free_port, redis_server, server
+
+SIZE = 128
+"""Bytes of a message."""
+LAG_METRIC = "tocsin_loop_lag_seconds"
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One kind of load.
+
+    Attributes:
+        phases: what the load program does, in its words (`window:8:4`), after all are connected.
+        warm: connections opened and closed before anything is read, so that no contender pays for its first ones.
+    """
+
+    name: str
+    title: str
+    subscribers: int
+    publishers: int
+    phases: tuple[str, ...]
+    contenders: tuple[str, ...]
+    workers: int = 1
+    warm: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """About how long a run takes, for the progress bar."""
+        return 4 + self.subscribers / 2000 + sum(float(phase.split(":")[-1]) + 0.8 for phase in self.phases)
+
+    def shortened(self) -> Scenario:
+        """The same with phases of a second and a half, for `--quick`."""
+        quick = tuple(re.sub(r":[\d.]+$", ":1.5", phase) for phase in self.phases)
+        return replace(self, phases=quick)
+
+
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario(
+            "fanout",
+            "1,000 subscribers of one channel",
+            subscribers=1000,
+            publishers=1,
+            phases=("window:8:4", "window:64:4", "rate:50:4"),
+            contenders=(
+                "tocsin",
+                "tocsin-portable",
+                "floor-send",
+                "floor-join",
+                "socketio",
+                "websockets",
+                "fastapi-tutorial",
+                "fastapi-redis",
+                "python-socketio",
+            ),
+        ),
+        Scenario(
+            "idle",
+            "2,000 connections that say nothing",
+            subscribers=2000,
+            publishers=0,
+            phases=(),
+            contenders=(
+                "tocsin",
+                "tocsin-portable",
+                "socketio",
+                "websockets",
+                "fastapi-receive",
+                "fastapi-redis",
+                "python-socketio",
+            ),
+            warm=100,
+        ),
+        Scenario(
+            "ingest",
+            "50 publishers, 2 subscribers, 500 messages in flight",
+            subscribers=2,
+            publishers=50,
+            phases=("window:500:4",),
+            contenders=("tocsin", "tocsin-portable", "socketio", "fastapi-redis", "fastapi-publish"),
+        ),
+        Scenario(
+            "workers",
+            "four workers, 2,000 subscribers, 4 publishers",
+            subscribers=2000,
+            publishers=4,
+            phases=("rate:50:4", "window:8:4"),
+            contenders=("tocsin",),
+            workers=4,
+        ),
+        Scenario(
+            "crowd",
+            "10,000 subscribers of one channel, 20 messages a second",
+            subscribers=10_000,
+            publishers=1,
+            phases=("rate:20:5", "idle:1"),
+            contenders=("tocsin",),
+        ),
+    )
+}
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one contender did in one scenario of one round; `error` says why there is nothing.
+
+    Attributes:
+        lines: the load program's, first `connect`, then one per phase.
+        spread: connections per worker process.
+        lag: bucket bounds (seconds) and counts of the event loop's lag during the first phase, Tocsin only.
+    """
+
+    round: int
+    scenario: str
+    contender: str
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    spread: list[int] = field(default_factory=list)
+    lag: list[tuple[float, float]] = field(default_factory=list)
+    error: str | None = None
+
+
+def measure(scenario: Scenario, contender: Contender, number: int, tick: Callable[[], None]) -> Outcome:
+    """Start the contender, load it, stop it. What fails is the outcome's `error`; `tick` is called now and then."""
+    outcome = Outcome(number, scenario.name, contender.name)
+    try:
+        _measure(scenario, contender, outcome, tick)
+    except (Missing, NotStarted, subprocess.SubprocessError) as error:
+        outcome.error = str(error)
+    return outcome
+
+
+def _measure(scenario: Scenario, contender: Contender, outcome: Outcome, tick: Callable[[], None]) -> None:
+    with ExitStack() as stack:
+        watched: dict[str, list[int]] = {}
+        url = ""
+        if contender.redis:
+            process, url = stack.enter_context(redis_server())
+            watched["redis"] = [process.pid]
+        port = free_port()
+        process = stack.enter_context(
+            server(
+                contender.name,
+                contender.command(port, scenario.workers),
+                contender.environment(port, scenario.workers, url),
+                port,
+                contender.path,
+            )
+        )
+        tick()
+        time.sleep(0.5)  # what a server still does after its first connection is not the load's doing
+        watched["server"] = family(process.pid)
+        if scenario.warm:
+            warm = replace(scenario, subscribers=scenario.warm, publishers=0, phases=())
+            for _ in load(warm, contender, port, watched):
+                tick()
+            time.sleep(0.5)
+        before: dict[float, float] = {}
+        for line in load(scenario, contender, port, watched):
+            if line is None:
+                tick()
+                continue
+            outcome.lines.append(line)
+            if not contender.ours:
+                continue
+            if line["phase"] == "connect":
+                outcome.spread = connections(family(process.pid), port)
+                before = read_lag(port)
+            elif not outcome.lag:
+                outcome.lag = [(bound, count - before.get(bound, 0)) for bound, count in read_lag(port).items()]
+
+
+def load(
+    scenario: Scenario, contender: Contender, port: int, watched: dict[str, list[int]]
+) -> Iterator[dict[str, Any] | None]:
+    """Run the load program; its lines as they come, and None a few times a second in between.
+
+    Raises:
+        subprocess.SubprocessError: it failed.
+    """
+    command = [
+        str(load_program()), "-p", str(port), "-u", contender.path, "-n", str(scenario.subscribers),
+        "-P", str(scenario.publishers), "-s", str(SIZE), "-j", str(load_processes()), *contender.speech,
+    ]  # fmt: skip
+    for name, pids in watched.items():
+        command += ["-i", f"{name}={','.join(map(str, pids))}"]
+    with subprocess.Popen([*command, *scenario.phases], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            yield from _lines(process)
+        finally:
+            process.kill()
+        if process.returncode:
+            said = process.stderr.read().decode(errors="replace").strip()
+            raise subprocess.SubprocessError(f"the load program ended with {process.returncode}: {said[:200]}")
+
+
+def _lines(process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any] | None]:
+    assert process.stdout is not None
+    waiting = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while True:
+            if not selector.select(0.25):
+                yield None
+                continue
+            got = os.read(process.stdout.fileno(), 65_536)
+            if not got:
+                break
+            *whole, waiting = (waiting + got).split(b"\n")
+            for line in whole:
+                yield json.loads(line)
+    process.wait()
+
+
+def read_lag(port: int) -> dict[float, float]:
+    """The cumulative histogram of the event loops' lag, added up over the workers; empty when there is none."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+    except OSError:
+        return {}
+    buckets: dict[float, float] = {}
+    for labels, count in re.findall(rf"^{LAG_METRIC}_bucket{{(.*)}} (\S+)$", text, re.MULTILINE):
+        bound = re.search(r'le="([^"]+)"', labels)
+        if bound:
+            buckets[float(bound[1])] = buckets.get(float(bound[1]), 0) + float(count)
+    return buckets
