@@ -1,0 +1,77 @@
+"""How a message lies in the store and travels over Pub/Sub, and how it is read back.
+
+At rest: a kind byte, a JSON object of attributes, a newline, the payload as published. Over Pub/Sub the position and a
+space stand before it (`-` for an ephemeral one). The kind byte doubles as version: an unknown one is read as a message
+that nobody can read, never guessed.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import orjson
+
+from app.core.messages import Cleared, Draft, Kind, Position, Publication
+
+_KINDS = {ord(kind.value): kind for kind in Kind}
+_CLEAR = ord("c")
+_PRESENCE = ord("p")
+_OPEN = {kind: kind.value.encode() + b"{" for kind in Kind}
+
+
+def open_envelope(draft: Draft) -> bytes:
+    """Kind byte and attributes up to where a script adds `"t":<ms>}`, the newline and the payload."""
+    attributes: dict[str, str] = {}
+    if draft.client is not None:
+        attributes["c"] = draft.client
+    if draft.user is not None:
+        attributes["u"] = draft.user
+    if draft.key is not None:
+        attributes["k"] = draft.key
+    if not attributes:
+        return _OPEN[draft.kind]
+    return draft.kind.value.encode() + orjson.dumps(attributes)[:-1] + b","
+
+
+def digest(draft: Draft) -> bytes:
+    """8 bytes that tell one body from another under the same idempotency key."""
+    return blake2b(draft.kind.value.encode() + draft.payload, digest_size=8).digest()
+
+
+def read_id(data: bytes) -> Position:
+    """Read `<epoch>-<offset>` as our scripts write it.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    epoch, _, offset = data.decode("ascii").partition("-")
+    return Position(epoch, int(offset))
+
+
+def read_envelope(position: Position | None, data: bytes, start: int = 0) -> Publication:
+    """Read an envelope that begins at byte `start`; one that is not of our grammar has kind None."""
+    end = data.find(b"\n", start)
+    kind = _KINDS.get(data[start]) if end > start else None
+    if kind is None:
+        return Publication(position, None, data[start:])
+    return Publication(position, kind, data[end + 1 :], data[start + 1 : end])
+
+
+def read_message(data: bytes) -> Publication | Cleared | None:
+    """Read a Pub/Sub message; None for what is not for subscribers (presence).
+
+    Raises:
+        ValueError: not a message of ours.
+    """
+    space = data.find(b" ")
+    if space < 1 or space + 1 == len(data):
+        raise ValueError("a message is `<position> <envelope>`")
+    if space == 1 and data[0] == 0x2D:
+        return None if data[2] == _PRESENCE else read_envelope(None, data, 2)
+    position = read_id(data[:space])
+    return Cleared(position) if data[space + 1] == _CLEAR else read_envelope(position, data, space + 1)
+
+
+def read_page(flat: list[bytes]) -> tuple[Publication, ...]:
+    """Read the flat page of a script: id, envelope, id, envelope, ..."""
+    return tuple(read_envelope(read_id(flat[at]), flat[at + 1]) for at in range(0, len(flat), 2))
