@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.stage.redis import RedisServer
+from tests.stage.service import Service
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,10 @@ def redis_server() -> Iterator[RedisServer]:
 def prefix() -> str:
     """A key prefix of this test's own, so that tests can share a server."""
     return f"test-{secrets.token_hex(6)}"
+
+
+@pytest.fixture(scope="session")
+def service(redis_server: RedisServer) -> Iterator[Service]:
+    """One service of four workers for the session; tests that break it start their own."""
+    with Service(redis_server.url, workers=4, redis_prefix="session") as running:
+        yield running

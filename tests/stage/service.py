@@ -1,0 +1,169 @@
+"""A real service of a test's own: uvicorn with several workers on a real Redis."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import websockets
+from websockets.asyncio.client import ClientConnection
+
+from tests.stage.redis import free_port
+
+FAST = ("--ws", "app.sockets.uvicorn:WebSocketProtocol")
+
+
+def until(condition: Callable[[], Any], seconds: float = 15.0, what: str = "the condition") -> Any:
+    """Poll a condition until it is true and return its value; an error of the network counts as false.
+
+    Raises:
+        TimeoutError: it did not become true in time.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(httpx.HTTPError, OSError):
+            value = condition()
+            if value:
+                return value
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what} did not come true in {seconds} s")
+        time.sleep(0.03)
+
+
+class Service:
+    """`uvicorn app.main:app --workers N` on 127.0.0.1; a context manager.
+
+    `fast` chooses the socket kind, `settings` are TOCSIN_* variables without the prefix, in lower case.
+    """
+
+    def __init__(self, redis_url: str, *, workers: int = 1, fast: bool = True, **settings: str) -> None:
+        self.port = free_port()
+        self.workers = workers
+        self.fast = fast
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("TOCSIN_")},
+            "TOCSIN_REDIS_URL": redis_url,
+            "TOCSIN_WORKERS": str(workers),
+            "TOCSIN_DRAIN_SECONDS": "0.5",
+            **{f"TOCSIN_{name.upper()}": value for name, value in settings.items()},
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+        self._log = tempfile.NamedTemporaryFile(prefix="tocsin-service-", suffix=".log", delete=False)  # noqa: SIM115 - lives as long as the service
+
+    @property
+    def url(self) -> str:
+        """Address for HTTP."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def ws(self, channel: str = "lobby", query: str = "") -> str:
+        """Address for a plain socket."""
+        return f"ws://127.0.0.1:{self.port}/ws?channel={channel}{query}"
+
+    def log(self) -> str:
+        """What the service has said so far."""
+        return Path(self._log.name).read_text(errors="replace")
+
+    def start(self, *, ready: bool = True) -> Self:
+        """Start it; with `ready` wait until every worker can serve."""
+        command = [sys.executable, "-m", "uvicorn", "app.main:app", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", str(self.workers), "--loop", "uvloop", "--http", "httptools", "--no-access-log"]
+        command += FAST if self.fast else ()
+        self.process = subprocess.Popen(
+            command,
+            env=self.environment,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            cwd=Path(__file__).parents[2],
+            start_new_session=True,
+        )
+        if ready:
+            try:
+                until(self.all_ready, 40, "readiness of all workers")
+            except TimeoutError:
+                print(self.log())
+                raise
+        return self
+
+    def all_ready(self) -> bool:
+        """Whether every worker holds a lease and says that it is ready."""
+        return sum(self.metric("ready").values()) >= self.workers
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        """One request on a connection of its own (any worker may answer)."""
+        return httpx.get(self.url + path, timeout=10, **options)
+
+    def post(self, channel: str, body: Any, **options: Any) -> httpx.Response:
+        """Publish by REST."""
+        return httpx.post(f"{self.url}/api/v1/channels/{channel}/messages", json=body, timeout=10, **options)
+
+    def metric(self, name: str) -> dict[str, float]:
+        """One metric by worker label."""
+        found = {}
+        for line in self.get("/metrics").text.splitlines():
+            if line.startswith(f"tocsin_{name}{{"):
+                labels, value = line.rsplit(" ", 1)
+                found[labels.split('worker="')[1].split('"')[0]] = float(value)
+        return found
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers (the process itself when there is one)."""
+        assert self.process is not None
+        if self.workers == 1:
+            return [self.process.pid]
+        return [pid for pid in children(self.process.pid) if "resource_tracker" not in command_line(pid)]
+
+    @contextlib.asynccontextmanager
+    async def connect(self, channel: str = "lobby", query: str = "", **options: Any) -> AsyncIterator[ClientConnection]:
+        """A plain client."""
+        async with websockets.connect(self.ws(channel, query), compression=None, **options) as client:
+            yield client
+
+    def stop(self, seconds: float = 25) -> int:
+        """SIGTERM; returns the exit status."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self.process is not None
+        if self.process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.stop(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(5)
+        if error is not None:
+            print(self.log())
+        self._log.close()
+        Path(self._log.name).unlink()
+
+
+def children(pid: int) -> list[int]:
+    """Child processes, by /proc."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def command_line(pid: int) -> str:
+    """How a process was started; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
