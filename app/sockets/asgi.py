@@ -1,0 +1,259 @@
+"""The portable path: the same contract over any ASGI server, at the price of a task that reads and one that writes.
+
+The server below frames, pings and enforces RFC 6455 in its own way; what it hides (pongs, half-closed peers, peers that
+do not read our close frame) cannot be seen here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any
+
+from app.core.errors import Close
+from app.sockets import ALONE, JOIN_LIMIT, Limits, Receiver
+from app.sockets.frames import cut_reason
+
+TURN = 256
+"""Messages of one peer at most in one turn of the loop: a server's `receive` may never wait."""
+
+Message = MutableMapping[str, Any]
+Sized = tuple[dict[str, Any], int]
+"""An ASGI message, shared by all sockets, and the bytes of its payload."""
+
+
+def _ignore(_chunk: Any) -> None:
+    """Take the place of `write` once nothing can be written any more."""
+
+
+class Messages:
+    """The framing of ASGI sockets: a unit is one message, a chunk a tuple of them."""
+
+    __slots__ = ()
+
+    def text(self, payload: bytes) -> Sized:
+        """Frame a text message of UTF-8 bytes."""
+        return {"type": "websocket.send", "text": payload.decode()}, len(payload)
+
+    def binary(self, payload: bytes) -> Sized:
+        """Frame a binary message."""
+        return {"type": "websocket.send", "bytes": payload}, len(payload)
+
+    def join(self, units: Sequence[Sized]) -> list[tuple[Sized, ...]]:
+        """As few chunks as `JOIN_LIMIT` and `ALONE` (bytes) allow, in order."""
+        chunks: list[tuple[Sized, ...]] = []
+        run: list[Sized] = []
+        size = 0
+        for unit in units:
+            if run and (unit[1] > ALONE or size + unit[1] > JOIN_LIMIT):
+                chunks.append(tuple(run))
+                run, size = [], 0
+            run.append(unit)
+            size += unit[1]
+            if unit[1] > ALONE:
+                size = JOIN_LIMIT
+        if run:
+            chunks.append(tuple(run))
+        return chunks
+
+
+MESSAGES = Messages()
+
+
+class AsgiSocket:
+    """A `Socket` on an accepted ASGI connection.
+
+    `heard` is infinite: the server answers and counts pongs itself and ends a silent peer.
+
+    Args:
+        receive: of the ASGI application.
+        send: of the ASGI application; `websocket.accept` has been sent.
+        limits: what the peer is held to.
+    """
+
+    __slots__ = (
+        "_closing",
+        "_ended",
+        "_limits",
+        "_loop",
+        "_queue",
+        "_reading",
+        "_receive",
+        "_receiver",
+        "_send",
+        "_timer",
+        "_waiting",
+        "_work",
+        "heard",
+        "paused",
+        "write",
+    )
+
+    def __init__(
+        self,
+        receive: Callable[[], Awaitable[Message]],
+        send: Callable[[Message], Awaitable[None]],
+        limits: Limits,
+    ) -> None:
+        self.write: Callable[[Sequence[Sized]], None] = self._write
+        self.paused = False
+        self.heard = math.inf
+        self._receive = receive
+        self._send = send
+        self._limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._receiver: Receiver | None = None
+        self._queue: deque[Sized] = deque()
+        self._waiting = 0
+        self._work = asyncio.Event()
+        self._reading = asyncio.Event()
+        self._reading.set()
+        self._closing = False
+        self._ended: asyncio.Future[int] = self._loop.create_future()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def framing(self) -> Messages:
+        """The framing of this kind of socket."""
+        return MESSAGES
+
+    async def run(self, receiver: Receiver) -> None:
+        """Drive the connection until it ends; `receiver.on_closed` has been called when this returns or raises."""
+        self._receiver = receiver
+        work = [asyncio.create_task(self._read()), asyncio.create_task(self._drain())]
+        for task in work:
+            task.add_done_callback(self._check)
+        code = int(Close.ABNORMAL)
+        try:
+            code = await self._ended
+        finally:
+            self._stop()
+            self._receiver = None
+            if self._timer is not None:
+                self._timer.cancel()
+            for task in work:
+                task.cancel()
+            receiver.on_closed(code)
+            await asyncio.wait(work)
+
+    def _check(self, task: asyncio.Task[None]) -> None:
+        """Neither task ends in an error but for a receiver that raises: then the application does too."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._ended.done():
+            self._ended.set_exception(error)
+
+    def ping(self, chunk: Sequence[Sized] | None) -> None:
+        """Send the chunk; pinging is the server's."""
+        if chunk:
+            self.write(chunk)
+
+    def pause_reading(self) -> None:
+        """Do not ask the server for more."""
+        if not self._closing:
+            self._reading.clear()
+
+    def resume_reading(self) -> None:
+        """Ask again."""
+        self._reading.set()
+
+    def close(self, code: int, reason: str = "") -> None:
+        """Send `websocket.close` after what is waiting; the server has `close_seconds` to report the end."""
+        if self._closing:
+            return
+        self._closing = True
+        self.write = _ignore
+        self._queue.append(({"type": "websocket.close", "code": int(code), "reason": cut_reason(reason)}, 0))
+        self._work.set()
+        self._reading.set()
+        self._set_deadline()
+
+    def abort(self) -> None:
+        """End now: the application returns, and what becomes of the connection is the server's business."""
+        self._end(Close.ABNORMAL)
+
+    def _set_deadline(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._limits.close_seconds, self._end, Close.ABNORMAL)
+
+    def _end(self, code: int) -> None:
+        self._stop()
+        if not self._ended.done():
+            self._ended.set_result(int(code))
+
+    def _stop(self) -> None:
+        self._closing = True
+        self.write = _ignore
+
+    def _write(self, chunk: Sequence[Sized]) -> None:
+        """The first value of `write`. The hub stops writing to a paused socket within a turn; a queue that grows far
+        beyond the high mark all the same is the end.
+        """
+        self._queue.extend(chunk)
+        self._waiting += sum(size for _, size in chunk)
+        self._work.set()
+        high = self._limits.high_mark
+        if self._waiting > 4 * high + JOIN_LIMIT:
+            self._queue.clear()
+            self.abort()
+        elif self._waiting > high and not self.paused:
+            self.paused = True
+            if self._receiver is not None:
+                self._receiver.on_paused()
+
+    async def _drain(self) -> None:
+        """Send what waits, in order."""
+        while True:
+            while self._queue:
+                message, size = self._queue.popleft()
+                try:
+                    await self._send(message)
+                except Exception:  # noqa: BLE001 servers differ in what they throw; it means that the peer is gone
+                    # Why is about to be read; should the server not say, we do.
+                    self._reading.set()
+                    self._set_deadline()
+                    return
+                self._waiting -= size
+                if self.paused and self._waiting <= self._limits.high_mark // 4:
+                    self.paused = False
+                    if self._receiver is not None and not self._closing:
+                        self._receiver.on_resumed()
+            self._work.clear()
+            await self._work.wait()
+
+    async def _read(self) -> None:
+        """Give what the server reads to the receiver, as long as it wants it."""
+        for count in itertools.count(1):
+            await self._reading.wait()
+            try:
+                message = await self._receive()
+            except Exception:  # noqa: BLE001 as above
+                self._end(Close.ABNORMAL)
+                return
+            if message["type"] == "websocket.disconnect":
+                self._end(message.get("code") or Close.ABNORMAL)
+                return
+            # Paused while this one was on its way: it waits.
+            await self._reading.wait()
+            self._deliver(message)
+            if count % TURN == 0:
+                await asyncio.sleep(0)
+
+    def _deliver(self, message: Message) -> None:
+        receiver = self._receiver
+        if self._closing or receiver is None:
+            return
+        text = message.get("text")
+        try:
+            payload = message["bytes"] if text is None else text.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair, from a server that does not check
+            self.close(Close.BAD_UTF8, "invalid UTF-8")
+            return
+        if len(payload) > self._limits.message:
+            self.close(Close.TOO_BIG, "message too big")
+        elif text is None:
+            receiver.on_binary(payload)
+        else:
+            receiver.on_text(payload)
