@@ -143,10 +143,10 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[ApiKey, ...], BeforeValidator(read_keys)] = Field(
         default=(), repr=False, json_schema_extra=_documented("none", "JSON")
     )
-    """Keys of backends, by name: `{"shop": "a key"}` may do all;
-    `{"shop": {"key": "sha256:...", "publish": ["order:*"], "subscribe": [], "history": [], "presence": [],
-    "admin": false}}` may do what it lists (`admin`: list, clear, disconnect, revoke). A key has 16 or more
-    characters, or is given as the SHA-256 of one (`printf %s KEY | sha256sum`). Setting this ends anonymous use unless `TOCSIN_ALLOW_ANONYMOUS=true`.
+    """Keys of backends, by name: `{"shop": "a key"}` may do all; `{"shop": {"key": "sha256:...", "publish":
+    ["order:*"], "subscribe": [], "history": [], "presence": [], "admin": false}}` may do what it lists (`admin`: list,
+    clear, disconnect, revoke). A key has 16 or more characters, or is given as the SHA-256 of one (`printf %s KEY |
+    sha256sum`). Setting this ends anonymous use unless `TOCSIN_ALLOW_ANONYMOUS=true`.
     """
 
     origins: Annotated[tuple[Annotated[str, BeforeValidator(read_origin)], ...], BeforeValidator(read_list)] = Field(
