@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
-from bench.install import SERVERS, floor_program, node_server, rival_python
+from bench.install import ROOT, SERVERS, floor_program, node_server, rival_python
 
 Command = Callable[[int, int], list[str]]
 """Port and number of workers -> the command line. Installs what it needs; raises `Missing`."""
@@ -61,12 +62,14 @@ def _tocsin_environment(port: int, workers: int, url: str) -> dict[str, str]:
     return {name: value for name, value in wanted.items() if not known or name in known}
 
 
-def _settings() -> set[str]:
-    """The variables that this version of the service has: an unknown one would be refused. Empty: cannot be asked."""
-    if importlib.util.find_spec("app.settings") is None:
-        return set()
-    settings = importlib.import_module("app.settings").Settings
-    return {f"TOCSIN_{field.upper()}" for field in settings.model_fields}
+@lru_cache(maxsize=1)
+def _settings() -> frozenset[str]:
+    """The variables that this version of the service has: an unknown one would be refused. Empty: it cannot be asked,
+    and its own start will say why.
+    """
+    program = "from app.settings import Settings; print(*Settings.model_fields)"
+    asked = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    return frozenset(f"TOCSIN_{name.upper()}" for name in asked.stdout.split())
 
 
 def _uvicorn(python: Path | str, app: str, port: int, *more: str) -> list[str]:

@@ -27,7 +27,6 @@ def of(outcome: Outcome) -> dict[str, float]:
         cpu = line["cpu_seconds"]
         if line["phase"] == "connect":
             count = max(line["connections"], 1)
-            found["failed"] = line["failed"]
             found["connect_us"] = cpu["server"] * 1e6 / count
             found["memory_kb"] = line["memory_kb"]["server"] / count
             continue

@@ -35,9 +35,9 @@
 #define PROCESSES 16
 #define GROUPS 4
 #define PIDS 64
-#define BEHIND 256      /* messages that a fixed rate may run ahead of a server that cannot keep up */
+#define BEHIND 50       /* messages that a fixed rate may run ahead of a server that cannot keep up */
 #define WARM 0.7        /* seconds of a phase before it is measured */
-#define DRAIN 5.0       /* seconds to wait for what is still on its way */
+#define DRAIN 20.0      /* seconds to wait for what is still on its way */
 #define CONNECT 90.0    /* seconds until all must be connected */
 #define BUCKETS 1536    /* latency: 32 steps per power of two of microseconds */
 #define MARK 36         /* bytes of "T=<16 hex> P=<4 hex> N=<8 hex> " */
@@ -491,7 +491,7 @@ static void run_phase(const char *text) {
   while (SUM(delivered) - got < wanted && now() < limit) turn(10);
   differences(cpu0, cpu1, used);
   printf("{\"phase\":\"%s\",\"seconds\":%.4f,\"subscribers\":%llu,\"published\":%llu,\"delivered\":%llu,"
-         "\"missing\":%lld,\"out_of_order\":%llu,\"closed\":%llu,\"behind\":%llu,\"load_cpu\":%.3f",
+         "\"missing\":%lld,\"out_of_order\":%llu,\"failed\":%llu,\"behind\":%llu,\"load_cpu\":%.3f",
          text, wall, (unsigned long long)live, (unsigned long long)messages, (unsigned long long)delivered,
          (long long)(wanted - (SUM(delivered) - got)), (unsigned long long)(SUM(disordered) - wrong),
          (unsigned long long)SUM(closed), (unsigned long long)behind, busiest(load0, load1, wall));

@@ -47,8 +47,8 @@ class Scenario:
         return 4 + self.subscribers / 2000 + sum(float(phase.split(":")[-1]) + 0.8 for phase in self.phases)
 
     def shortened(self) -> Scenario:
-        """The same with phases of a second and a half, for `--quick`."""
-        quick = tuple(re.sub(r":[\d.]+$", ":1.5", phase) for phase in self.phases)
+        """The same with phases of a second, for `--quick`."""
+        quick = tuple(re.sub(r":[\d.]+$", ":1", phase) for phase in self.phases)
         return replace(self, phases=quick)
 
 
@@ -119,6 +119,10 @@ SCENARIOS = {
 }
 
 
+class LoadFailed(Exception):
+    """The load could not be put on the server, or not all of it; the text says what happened."""
+
+
 @dataclass(slots=True)
 class Outcome:
     """What one contender did in one scenario of one round; `error` says why there is nothing.
@@ -143,7 +147,7 @@ def measure(scenario: Scenario, contender: Contender, number: int, tick: Callabl
     outcome = Outcome(number, scenario.name, contender.name)
     try:
         _measure(scenario, contender, outcome, tick)
-    except (Missing, NotStarted, subprocess.SubprocessError) as error:
+    except (Missing, NotStarted, LoadFailed) as error:
         outcome.error = str(error)
     return outcome
 
@@ -179,6 +183,8 @@ def _measure(scenario: Scenario, contender: Contender, outcome: Outcome, tick: C
                 tick()
                 continue
             outcome.lines.append(line)
+            if line["failed"]:
+                raise LoadFailed(f"{line['failed']} connections were refused or lost ({line['phase']})")
             if not contender.ours:
                 continue
             if line["phase"] == "connect":
@@ -194,7 +200,7 @@ def load(
     """Run the load program; its lines as they come, and None a few times a second in between.
 
     Raises:
-        subprocess.SubprocessError: it failed.
+        LoadFailed: it ended with an error.
     """
     command = [
         str(load_program()), "-p", str(port), "-u", contender.path, "-n", str(scenario.subscribers),
@@ -211,7 +217,7 @@ def load(
             process.kill()
         if process.returncode:
             said = process.stderr.read().decode(errors="replace").strip()
-            raise subprocess.SubprocessError(f"the load program ended with {process.returncode}: {said[:200]}")
+            raise LoadFailed(f"the load program ended with {process.returncode}: {said[:200]}")
 
 
 def _lines(process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any] | None]:
