@@ -16,7 +16,10 @@ from app.core.messages import Cleared, Draft, Kind, Position, Publication
 _KINDS = {ord(kind.value): kind for kind in Kind}
 _CLEAR = ord("c")
 _PRESENCE = ord("p")
-_OPEN = {kind: kind.value.encode() + b"{" for kind in Kind}
+_BYTE = {kind: kind.value.encode() for kind in Kind}
+_EPOCHS = 1024
+_epochs: dict[bytes, str] = {}
+"""One string per epoch rather than one per message."""
 
 
 def open_envelope(draft: Draft) -> bytes:
@@ -29,13 +32,13 @@ def open_envelope(draft: Draft) -> bytes:
     if draft.key is not None:
         attributes["k"] = draft.key
     if not attributes:
-        return _OPEN[draft.kind]
-    return draft.kind.value.encode() + orjson.dumps(attributes)[:-1] + b","
+        return _BYTE[draft.kind] + b"{"
+    return _BYTE[draft.kind] + orjson.dumps(attributes)[:-1] + b","
 
 
 def digest(draft: Draft) -> bytes:
     """8 bytes that tell one body from another under the same idempotency key."""
-    return blake2b(draft.kind.value.encode() + draft.payload, digest_size=8).digest()
+    return blake2b(_BYTE[draft.kind] + draft.payload, digest_size=8).digest()
 
 
 def read_id(data: bytes) -> Position:
@@ -44,7 +47,12 @@ def read_id(data: bytes) -> Position:
     Raises:
         ValueError: it is something else.
     """
-    epoch, _, offset = data.decode("ascii").partition("-")
+    name, _, offset = data.partition(b"-")
+    epoch = _epochs.get(name)
+    if epoch is None:
+        if len(_epochs) >= _EPOCHS:
+            _epochs.clear()
+        epoch = _epochs[name] = name.decode("ascii")
     return Position(epoch, int(offset))
 
 

@@ -97,7 +97,7 @@ class Link:
         deadline: seconds for connecting.
         on_up: called when connected.
         on_burst: given the replies that arrived together.
-        on_down: called once after each `on_up`, when the connection is gone.
+        on_down: called once after each `on_up`, when the connection is gone; `closing` tells whether for good.
     """
 
     def __init__(
@@ -112,6 +112,7 @@ class Link:
     ) -> None:
         self.label = label
         self.up = False
+        self.closing = False
         self.connections = 0
         self._make = make
         self._deadline = deadline
@@ -125,6 +126,7 @@ class Link:
 
     async def close(self) -> None:
         """End the connection for good."""
+        self.closing = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,))

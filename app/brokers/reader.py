@@ -170,4 +170,5 @@ class Reader:
             self._listener.confirmed(channel)
 
     def _on_down(self) -> None:
-        self._listener.lost()
+        if not self.link.closing:
+            self._listener.lost()
