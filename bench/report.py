@@ -119,7 +119,9 @@ def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 
 
-def _goals(table: Table) -> str:
+def goals(table: Table) -> str:
+    """The goals and what was reached, in Markdown."""
+
     def bound(goal: Goal) -> str:
         return f"{'at most' if goal.most else 'at least'} {number(goal.bound)}{'x' if goal.reference else ''}"
 
@@ -153,7 +155,7 @@ def _fanout(table: Table) -> str:
             row.append(f"{number(get('us'))}" + (f" + {number(redis)}" if redis else ""))
             rate = get("rate")
             if phase == "rate:50":
-                row.append(number(rate / 1000 if rate else None) + (" (all it takes)" if get("behind") else ""))
+                row.append(number(get("messages")) + (" (all it takes)" if get("behind") else ""))
             else:
                 row.append(("≥ " if (get("load") or 0) > BUSY else "") + number(rate))
         row.append(f"{number(table.median('fanout', name, 'window:8 p50'))} / "
