@@ -67,8 +67,9 @@ class Audience:
             client.since = client.node = None
             client.seen = set()
         client.sent = client.node
-        if client.since is None and choice % 3 == 2 and worker.live and worker.written is not None:
-            self._accept(client, Resumed(worker.written, None), Follower(worker.written, worker.state.epoch))
+        position = worker.state.position if worker.live and choice % 3 == 2 else None
+        if client.since is None and position is not None:
+            self._accept(client, Resumed(position, None), Follower(position, worker.state.epoch))
         elif client.since is None or choice % 2 == 0 or not self._from_memory(client, worker, client.since):
             self.ask(client, choice)
 

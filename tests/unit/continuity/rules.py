@@ -182,7 +182,7 @@ ABSENCES = {
         "negative verdict only from a read begun after the request",
         Rules(fresh_verdicts=False),
         ("false reset", "stale verdict"),
-        {"check": 12, "sub": 16, "drop": 10},
+        {"check": 12, "sub": 16, "return": 20},
     ),
     "unknown_delivered": Absence(
         "unknown epoch after a sync: drop, reconnect both",

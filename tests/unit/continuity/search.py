@@ -23,6 +23,7 @@ Action = tuple[str, int, int, int]
 
 TRACES = Path(__file__).parents[1] / "traces"
 CHOICES = 12
+TASTE = (0.2, 1.0, 1.0, 1.0, 5.0)
 
 
 def _publish(world: World, worker: Worker, client: Client, choice: int) -> None:
@@ -39,6 +40,11 @@ def _lose(world: World, worker: Worker, client: Client, choice: int) -> None:
         worker.queue.pop(choice % len(worker.queue))
 
 
+def _return(world: World, worker: Worker, client: Client, choice: int) -> None:
+    world.audience.leave(client)
+    world.subscribe(client, worker, choice)
+
+
 def _reader_back(world: World, worker: Worker, client: Client, choice: int) -> None:
     if not worker.linked:
         world.relink(worker, worker.reader if choice % 3 == 2 else world.store.leader)
@@ -50,8 +56,9 @@ ACTIONS: dict[str, tuple[float, Callable[[World, Worker, Client, int], object]]]
     "reply": (24, lambda world, worker, _, __: world.reply(worker)),
     "tick": (8, lambda world, worker, _, choice: world.tick(worker, anew=choice % 2 == 1)),
     "page": (10, lambda world, _, client, __: world.audience.page(client)),
-    "sub": (8, lambda world, worker, client, choice: world.subscribe(client, worker, choice)),
-    "drop": (4, lambda world, _, client, __: world.audience.leave(client)),
+    "sub": (6, lambda world, worker, client, choice: world.subscribe(client, worker, choice)),
+    "return": (8, _return),
+    "drop": (3, lambda world, _, client, __: world.audience.leave(client)),
     "slow": (4, lambda world, _, client, __: world.audience.lag(client)),
     "check": (4, lambda world, worker, _, __: world.check(worker)),
     "lose": (2, _lose),
@@ -134,9 +141,10 @@ def shrink(actions: Sequence[Action], fails: Callable[[Sequence[Action]], bool])
 
 
 def draw(rng: random.Random, length: int, boost: Mapping[str, float] | None = None) -> list[Action]:
-    """A random list of actions."""
-    weights = {name: weight for name, (weight, _) in ACTIONS.items()} | dict(boost or {})
-    names = rng.choices(list(weights), list(weights.values()), k=length)
+    """A random list of actions. Each list has its own taste, so that rare things also happen often somewhere."""
+    usual = {name: weight for name, (weight, _) in ACTIONS.items()} | dict(boost or {})
+    weights = [weight * rng.choice(TASTE) for weight in usual.values()]
+    names = rng.choices(list(usual), weights, k=length)
     return [(name, rng.randrange(2), rng.randrange(4), rng.randrange(CHOICES)) for name in names]
 
 
