@@ -5,13 +5,13 @@ FROM python:3.11-slim-bookworm AS build
 WORKDIR /opt/tocsin
 
 # The dependencies are a layer of their own: a change of the code does not install them again.
-# No pip in the venv: the image installs nothing after it is built.
+# No pip in the venvs: the image installs nothing after it is built.
 COPY requirements.lock requirements-build.lock ./
 RUN python -m venv --without-pip venv \
     && python -m pip --python venv/bin/python install --no-cache-dir --only-binary :all: --require-hashes \
         --requirement requirements.lock \
-    && python -m venv tools \
-    && tools/bin/python -m pip install --no-cache-dir --only-binary :all: --require-hashes \
+    && python -m venv --without-pip tools \
+    && python -m pip --python tools/bin/python install --no-cache-dir --only-binary :all: --require-hashes \
         --requirement requirements-build.lock
 
 COPY pyproject.toml README.md LICENSE ./
