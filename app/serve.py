@@ -48,7 +48,7 @@ class Exit(IntEnum):
     """How a command ends."""
 
     DONE = 0
-    FAILED = 1
+    REFUSED = 1
     USAGE = 2
     PORT = 3
     UNREACHABLE = 4
@@ -221,7 +221,7 @@ def _run(
             failed = True
     if failed:
         _complain("the workers could not start: the log says why")
-        return Exit.FAILED
+        return Exit.REFUSED
     _log.info("stopped")
     return Exit.DONE
 
