@@ -61,7 +61,7 @@ typedef struct { /* one process writes, the first one reads */
 } tally;
 
 typedef struct {
-  _Atomic int measuring, stop;
+  _Atomic int measuring, stop, go;
   tally tallies[PROCESSES];
 } board;
 
@@ -71,7 +71,7 @@ typedef struct {
 } group;
 
 static const char *path = "/ws", *publisher_path, *format = "%M", *pong_from, *pong_to, *greetings[8];
-static int port, subscribers = 100, publishers = 1, processes = 1, size = 128, at_once = 200, greeting_count;
+static int port, subscribers = 100, base, publishers = 1, processes = 1, size = 128, at_once = 200, greeting_count;
 static double settle = 1;
 static group groups[GROUPS];
 static int group_count;
@@ -365,20 +365,21 @@ static void turn(int timeout_ms) {
 
 /* -- the run ------------------------------------------------------------------------------------------------------ */
 
-static void connect_all(void) {
+/* Opens this process's connections up to `count`. */
+static void connect_up_to(int count) {
+  static int next;
   double limit = now() + CONNECT;
-  int next = 0;
-  while (mine->open + mine->failed + mine->closed < (uint64_t)total && now() < limit) {
-    while (next < total && upgrading < at_once) begin(&all[next++]);
+  while (mine->open + mine->failed + mine->closed < (uint64_t)count && now() < limit) {
+    while (next < count && upgrading < at_once) begin(&all[next++]);
     turn(10);
   }
-  if (mine->open < (uint64_t)total)
-    fprintf(stderr, "%d of %d connections are open\n", (int)mine->open, total);
 }
+
+static int share_of(int count, int index) { return count / processes + (index < count % processes); }
 
 /* Process `index` takes every processes-th subscriber; the first one also has the publishers. */
 static void make_connections(int index) {
-  int own = subscribers / processes + (index < subscribers % processes);
+  int own = share_of(subscribers, index);
   total = own + (index ? 0 : publishers);
   all = calloc((size_t)total + 1, sizeof *all);
   uint32_t *next = calloc((size_t)(own + 1) * (size_t)(publishers + 1), sizeof *next);
@@ -502,41 +503,53 @@ static void run_phase(const char *text) {
   fflush(stdout);
 }
 
-/* Connects everybody and says what that cost, less what the servers use when nothing happens. */
+static void wait_for(int count, double seconds) {
+  double limit = now() + CONNECT;
+  while (SUM(open) + SUM(failed) + SUM(closed) < (uint64_t)count && now() < limit) turn(10);
+  limit = now() + seconds;
+  while (now() < limit) turn(10);
+}
+
+/* Connects everybody and says what those after the first `base` cost, less what servers use when nothing happens. */
 static void run_connect(void) {
   double before[GROUPS] = {0}, after[GROUPS] = {0}, rest[GROUPS] = {0}, used[GROUPS];
   long memory0[GROUPS] = {0}, memory1[GROUPS] = {0};
-  read_cpu(before);
-  read_memory(memory0);
-  double start = now();
   for (int i = 1; i < processes; i++) {
     load_pids[i] = fork();
     if (load_pids[i]) continue;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     make_connections(i);
-    connect_all();
+    connect_up_to(share_of(base, i));
+    while (!shared->go) turn(10);
+    connect_up_to(total);
     while (!shared->stop) turn(100);
     _exit(0);
   }
   make_connections(0);
-  connect_all();
-  double limit = now() + CONNECT;
-  while (SUM(open) + SUM(failed) + SUM(closed) < (uint64_t)(subscribers + publishers) && now() < limit) turn(10);
-  double connected = now(), until = connected + settle;
-  while (now() < until) turn(10);
+  if (base) {
+    connect_up_to(share_of(base, 0));
+    wait_for(base, settle);
+  }
+  read_cpu(before);
+  read_memory(memory0);
+  double start = now();
+  shared->go = 1;
+  connect_up_to(total);
+  wait_for(subscribers + publishers, 0);
+  double connected = now();
+  wait_for(0, settle);
   read_cpu(after);
   double settled = now();
   read_memory(memory1);
-  until = settled + 0.5;
   double idle0[GROUPS] = {0};
   read_cpu(idle0);
   double idle_from = now();
-  while (now() < until) turn(10);
+  wait_for(0, 0.5);
   read_cpu(rest);
   double idle = now() - idle_from;
   for (int g = 0; g < group_count; g++) used[g] = after[g] - before[g] - (rest[g] - idle0[g]) / idle * (settled - start);
   printf("{\"phase\":\"connect\",\"seconds\":%.3f,\"connections\":%llu,\"failed\":%llu", connected - start,
-         (unsigned long long)SUM(open), (unsigned long long)(SUM(failed) + SUM(closed)));
+         (unsigned long long)SUM(open) - (unsigned long long)base, (unsigned long long)((subscribers + publishers) - SUM(open)));
   print_groups("cpu_seconds", used);
   for (int g = 0; g < group_count; g++) used[g] = (double)(memory1[g] - memory0[g]);
   print_groups("memory_kb", used);
@@ -555,11 +568,12 @@ static void add_group(char *text) {
 
 int main(int count, char **arguments) {
   int option;
-  while ((option = getopt(count, arguments, "p:u:U:n:P:j:s:f:g:k:c:i:t:")) != -1) switch (option) {
+  while ((option = getopt(count, arguments, "p:u:U:n:b:P:j:s:f:g:k:c:i:t:")) != -1) switch (option) {
       case 'p': port = atoi(optarg); break;
       case 'u': path = optarg; break;
       case 'U': publisher_path = optarg; break;             /* where publishers have a path of their own */
       case 'n': subscribers = atoi(optarg); break;
+      case 'b': base = atoi(optarg); break;                 /* subscribers that are open before anything is read */
       case 'P': publishers = atoi(optarg); break;
       case 'j': processes = atoi(optarg); break;
       case 's': size = atoi(optarg); break;                 /* bytes of a message */
@@ -572,7 +586,7 @@ int main(int count, char **arguments) {
       default: return 2;
     }
   if (!port || processes < 1 || processes > PROCESSES || size < MARK || size > 65000 || !strstr(format, "%M") ||
-      publishers < 0 || publishers > 1000 || subscribers < 1 || (pong_from && !pong_to)) {
+      publishers < 0 || publishers > 1000 || subscribers < 1 || base >= subscribers || (pong_from && !pong_to)) {
     fprintf(stderr, "load: see the head of load.c\n");
     return 2;
   }

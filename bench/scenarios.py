@@ -29,7 +29,8 @@ class Scenario:
 
     Attributes:
         phases: what the load program does, in its words (`window:8:4`), after all are connected.
-        warm: connections opened and closed before anything is read, so that no contender pays for its first ones.
+        base: subscribers that are already there when memory and CPU of the others are read: imports, caches and free
+            memory that the first ones use up are nobody's cost per connection.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Scenario:
     phases: tuple[str, ...]
     contenders: tuple[str, ...]
     workers: int = 1
-    warm: int = 0
+    base: int = 0
 
     @property
     def seconds(self) -> float:
@@ -75,8 +76,8 @@ SCENARIOS = {
         ),
         Scenario(
             "idle",
-            "2,000 connections that say nothing",
-            subscribers=2000,
+            "2,000 connections more, beside 500, that say nothing",
+            subscribers=2500,
             publishers=0,
             phases=(),
             contenders=(
@@ -88,7 +89,7 @@ SCENARIOS = {
                 "fastapi-redis",
                 "python-socketio",
             ),
-            warm=100,
+            base=500,
         ),
         Scenario(
             "ingest",
@@ -172,11 +173,6 @@ def _measure(scenario: Scenario, contender: Contender, outcome: Outcome, tick: C
         tick()
         time.sleep(0.5)  # what a server still does after its first connection is not the load's doing
         watched["server"] = family(process.pid)
-        if scenario.warm:
-            warm = replace(scenario, subscribers=scenario.warm, publishers=0, phases=())
-            for _ in load(warm, contender, port, watched):
-                tick()
-            time.sleep(0.5)
         before: dict[float, float] = {}
         for line in load(scenario, contender, port, watched):
             if line is None:
@@ -203,7 +199,7 @@ def load(
         LoadFailed: it ended with an error.
     """
     command = [
-        str(load_program()), "-p", str(port), "-u", contender.path, "-n", str(scenario.subscribers),
+        str(load_program()), "-p", str(port), "-u", contender.path, "-n", str(scenario.subscribers), "-b", str(scenario.base),
         "-P", str(scenario.publishers), "-s", str(SIZE), "-j", str(load_processes()), *contender.speech,
     ]  # fmt: skip
     for name, pids in watched.items():
