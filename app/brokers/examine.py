@@ -49,7 +49,8 @@ async def examine(commands: Commands, prefix: str, nonce: Callable[[], bytes]) -
         Unavailable: the store went away meanwhile.
     """
     findings = [*await _read_info(commands), *await _read_settings(commands)]
-    findings.append(await _run_scripts(commands, prefix, nonce))
+    if not any(finding.level is Level.PROBLEM for finding in findings):  # a trial would only fail for the same reason
+        findings.append(await _run_scripts(commands, prefix, nonce))
     return findings
 
 

@@ -17,7 +17,7 @@ import structlog
 from redis._parsers.hiredis import _AsyncHiredisParser
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.backoff import NoBackoff
-from redis.exceptions import InvalidResponse, RedisError
+from redis.exceptions import AuthenticationError, InvalidResponse, RedisError
 from redis.retry import Retry
 
 _NOT_YET = object()
@@ -113,6 +113,7 @@ class Link:
         self.label = label
         self.up = False
         self.closing = False
+        self.reason = "not connected"
         self.connections = 0
         self._make = make
         self._deadline = deadline
@@ -153,8 +154,10 @@ class Link:
             try:
                 connection = await self._connect()
             except (OSError, RedisError) as error:  # TimeoutError is an OSError
+                refused = isinstance(error, AuthenticationError) or isinstance(error.__cause__, AuthenticationError)
+                self.reason = "it refuses the user or password" if refused else "not connected"
                 if failures == 0:
-                    _log.warning("store_unreachable", link=self.label, error=type(error).__name__)
+                    _log.warning("store_unreachable", link=self.label, error=type(error).__name__, reason=self.reason)
             else:
                 began = loop.time()
                 await self._serve(connection)

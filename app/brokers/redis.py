@@ -240,7 +240,8 @@ class RedisBroker:
         self._reader.unsubscribe(channel)
 
     def reconnect(self) -> None:
-        """See `Broker`."""
+        """See `Broker`. What comes next is another server, perhaps: it is checked again."""
+        self._findings = None
         for link in self._links():
             link.drop("not the same primary")
 
@@ -278,9 +279,9 @@ class RedisBroker:
         """Why this worker's store is not fit for service, in sentences without hosts; empty when it is."""
         sentences = []
         if not self._commands.link.up:
-            sentences.append("the store cannot be asked: not connected")
+            sentences.append(f"the store cannot be asked: {self._commands.link.reason}")
         if not self._writer.link.up:
-            sentences.append("nothing can be published: not connected to the store")
+            sentences.append(f"nothing can be published to the store: {self._writer.link.reason}")
         if self._reader is None or not self._reader.ready:
             sentences.append("nothing is heard live: not subscribed at the store")
         if self._findings is None:

@@ -17,7 +17,7 @@ RULES = (ChannelRule("volatile:*", history=0), ChannelRule("short:*", history=10
 async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
     """Wait for a condition, with a deadline."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - the condition is outside, in Redis or in a list
+        while not condition():
             await asyncio.sleep(0.005)
 
 
@@ -84,6 +84,11 @@ class Stage:
         seen = self.ear.events.count(channel)
         self.broker.subscribe(channel)
         await until(lambda: self.ear.events.count(channel) > seen)
+
+    async def reconnected(self) -> None:
+        """Wait until all three connections were replaced and the broker has no problem."""
+        await until(lambda: self.broker.counters().reconnects >= 3)
+        await self.ready()
 
     async def ready(self) -> None:
         """Wait until the broker has no problem."""
