@@ -66,7 +66,7 @@ class Audience:
         if choice % 6 == 5 or client.since is None:
             client.since = client.node = None
             client.seen = set()
-        client.sent = client.node
+        client.sent, client.named = client.node, client.since
         position = worker.state.position if worker.live and choice % 3 == 2 else None
         if client.since is None and position is not None:
             self._accept(client, Resumed(position, None), Follower(position, worker.state.epoch))
@@ -225,6 +225,7 @@ class Audience:
     def _write(self, client: Client, event: Publication | Gap | Resumed) -> None:
         if isinstance(event, Gap) or (isinstance(event, Resumed) and not event.recovered):
             client.sent = self.oracle.nodes.get(event.position)
+        client.named = event.position
         client.inbox.append(event)
         if not client.stalled:
             self.receive(client)
@@ -272,8 +273,8 @@ class Audience:
         leader = self.store.leading
         if (answer.server, answer.reign) != (leader.index, leader.reign) or leader.state.meta is None:
             return
-        if asked not in self.oracle.messages and asked.epoch not in dict(leader.state.meta.lineage):
-            return
+        if client.named not in self.oracle.messages and asked.epoch not in dict(leader.state.meta.lineage):
+            return  # minted in a tail that is lost: cannot be told from a loss
         missed = self.oracle.since(leader.state.node, client.sent)
         log = {int(item.attributes) for item in leader.state.log}
         if missed is not None and set(missed) <= log:

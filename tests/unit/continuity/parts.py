@@ -17,7 +17,7 @@ class Client:
         asked_at: step at which it asked.
         since: the id that it would resume from.
         node: of the last message handled; None: it does not care what came before.
-        sent: node of the last message written to it.
+        sent, named: node of the last message written to it, and the last id.
         announced: node of the last message that a `recovered: true` announced. Should the store lose it before it is
             sent, the client is not told: it has never seen it.
         missing: messages still to come until then.
@@ -35,6 +35,7 @@ class Client:
         self.since: Position | None = None
         self.node: int | None = None
         self.sent: int | None = None
+        self.named: Position | None = None
         self.seen: set[Position] = set()
         self.inbox: list[Publication | Gap | Resumed] = []
         self.stalled = False

@@ -19,9 +19,10 @@ from app.core.continuity import (
     Page,
     Reading,
     Resumed,
+    Sync,
     Verdict,
 )
-from app.core.messages import Position, Publication
+from app.core.messages import Cleared, Position, Publication
 from tests.unit.continuity.store import StoreRules
 
 
@@ -37,6 +38,7 @@ class Rules:
             at the time of the reply.
         fresh_verdicts: a negative verdict comes from a reading that began after the request.
         drop_old: messages of a replaced connection are dropped.
+        group_moves: a scattered group's position is where the channel goes on, at once, not what it was given before.
     """
 
     store: StoreRules = field(default_factory=StoreRules)
@@ -46,6 +48,7 @@ class Rules:
     check_is_hint: bool = True
     fresh_verdicts: bool = True
     drop_old: bool = True
+    group_moves: bool = True
 
 
 class JoinsAnywhere(Follower):
@@ -79,6 +82,20 @@ class DeliversUnknown(ChannelState):
             elif since <= generation and isinstance(item, Publication) and position.offset == self.position.offset + 1:
                 self.position, self.epoch = position, position.epoch
                 yield Deliver((item,))
+
+
+class KeepsOld(ChannelState):
+    """Keeps what waited when its connection is replaced, and takes a hole for a contradiction in no case."""
+
+    __slots__ = ()
+
+    def connection_replaced(self) -> Sync | None:
+        """Ask the log, and go on with what the old connection said."""
+        return None if self.mode is Mode.OFF else self.start_sync()
+
+    def _contradicts(self, publication: Publication | Cleared) -> bool:
+        assert publication.position is not None
+        return publication.position.epoch != self.epoch and super()._contradicts(publication)
 
 
 class RelabelsChannel(ChannelState):
@@ -120,7 +137,7 @@ class Absence:
     """One rule taken away, and what must come of it.
 
     Attributes:
-        row: the row of CONTINUITY's table "What each rule prevents".
+        row: the row of CONTINUITY's table "What each rule prevents", or what a driver has to keep beside it.
         rules: all others.
         expected: the kinds of violation that the row names; a trace is kept for each.
         boost: weights of actions that make the search find it sooner.
@@ -198,7 +215,7 @@ ABSENCES = {
     ),
     "reads_do_not_settle_old_kept": Absence(
         "reads settle the epoch. Together with `keep old connections`",
-        Rules(store=StoreRules(reads_settle=False), drop_old=False),
+        Rules(store=StoreRules(reads_settle=False), channel=KeepsOld, drop_old=False),
         ("stuck",),
         {"fail_over": 3, "command_move": 5, "reader_move": 5, "old": 8},
     ),
@@ -213,5 +230,11 @@ ABSENCES = {
         Rules(store=StoreRules(keep_label=False), channel=RelabelsChannel, follower=RelabelsFollower),
         ("false reset",),
         {"fail_over": 3, "lead_again": 3, "command_move": 5, "slow": 8},
+    ),
+    "group_stays": Absence(
+        "after a scatter the group stands where the channel goes on",
+        Rules(group_moves=False),
+        ("wrong replay", "silent hole"),
+        {"flush_all": 2, "restart": 3, "return": 20},
     ),
 }

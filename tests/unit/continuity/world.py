@@ -124,7 +124,9 @@ class World:
                 case Scatter():
                     assert reading is not None
                     self.audience.scatter(worker)
-                    worker.pending, worker.ring_before, worker.written = [], None, reading.at_top
+                    worker.pending, worker.ring_before = [], None
+                    if self.rules.group_moves:
+                        worker.written = reading.at_top
                 case Reconnect():
                     self.unlink(worker)
                     for request in worker.requests:
