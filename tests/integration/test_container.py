@@ -202,7 +202,7 @@ def test_image_serves_is_healthy_only_with_redis_and_stops_in_time(image: Image)
         with image.start(**SERVICE["environment"] | address | mine) as process:
             try:
                 wait_until(
-                    lambda: process.poll() is not None or image.check_health(**address) == 0, 30, image.log.read_text
+                    lambda: process.poll() is not None or image.check_health(**address) == 0, 60, image.log.read_text
                 )
                 assert process.poll() is None, image.log.read_text()
                 url = f"ws://127.0.0.1:{port}/ws?channel=image"
