@@ -549,7 +549,8 @@ static void run_connect(void) {
   double idle = now() - idle_from;
   for (int g = 0; g < group_count; g++) used[g] = after[g] - before[g] - (rest[g] - idle0[g]) / idle * (settled - start);
   printf("{\"phase\":\"connect\",\"seconds\":%.3f,\"connections\":%llu,\"failed\":%llu", connected - start,
-         (unsigned long long)SUM(open) - (unsigned long long)base, (unsigned long long)((subscribers + publishers) - SUM(open)));
+         (unsigned long long)(SUM(open) - (uint64_t)base),
+         (unsigned long long)((uint64_t)(subscribers + publishers) - SUM(open)));
   print_groups("cpu_seconds", used);
   for (int g = 0; g < group_count; g++) used[g] = (double)(memory1[g] - memory0[g]);
   print_groups("memory_kb", used);

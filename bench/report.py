@@ -21,6 +21,8 @@ from bench.plot import draw
 from bench.scenarios import SCENARIOS, Outcome
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+QUIET = 1.0
+"""Load average above which a run says that it was disturbed."""
 PAGE = ROOT / "docs" / "performance.md"
 
 
@@ -37,6 +39,7 @@ def machine() -> dict[str, Any]:
         "cpu": cpu[1] if cpu else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(int(memory[1]) / 2**20) if memory else None,
+        "busy": round(os.getloadavg()[0], 1),
         "kernel": platform.release(),
         "load_processes": load_processes(),
         "versions": {
@@ -102,6 +105,11 @@ def _about(about: dict[str, Any]) -> str:
         f"{about['minutes']} minutes.  \n"
         f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB, Linux {about['kernel']}, "
         f"loopback, load processes: {about['load_processes']}.  \n{versions}."
+        + (
+            f"\n\n**The machine was busy with other things (load average {about['busy']} at the start): repeat it.**"
+            if about["busy"] > QUIET
+            else ""
+        )
     )
 
 

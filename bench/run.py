@@ -39,9 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"[red]{error}[/red]")
         return 2
     steps = plan(options)
+    about = machine()
     started = time.monotonic()
     outcomes = perform(steps, console)
-    about = machine() | {
+    about |= {
+        "versions": machine()["versions"],  # again: the first run has only now installed the rivals
         "command": " ".join(["python -m bench", *(sys.argv[1:] if arguments is None else arguments)]),
         "rounds": len({number for number, _, _ in steps}),
         "minutes": round((time.monotonic() - started) / 60, 1),

@@ -7,20 +7,20 @@ import os
 import re
 import selectors
 import subprocess
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import IO, Any
 
 from bench.contenders import Contender, load_processes
 from bench.install import Missing, load_program
-from bench.stage import NotStarted, connections, family, free_port, redis_server, server
+from bench.stage import START_SECONDS, NotStarted, connections, family, free_port, redis_server, server
 
 SIZE = 128
 """Bytes of a message."""
-LAG_METRIC = "tocsin_loop_lag_seconds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +171,8 @@ def _measure(scenario: Scenario, contender: Contender, outcome: Outcome, tick: C
             )
         )
         tick()
+        if contender.ours:
+            wait_for_workers(port, scenario.workers)
         time.sleep(0.5)  # what a server still does after its first connection is not the load's doing
         watched["server"] = family(process.pid)
         before: dict[float, float] = {}
@@ -179,8 +181,6 @@ def _measure(scenario: Scenario, contender: Contender, outcome: Outcome, tick: C
                 tick()
                 continue
             outcome.lines.append(line)
-            if line["failed"]:
-                raise LoadFailed(f"{line['failed']} connections were refused or lost ({line['phase']})")
             if not contender.ours:
                 continue
             if line["phase"] == "connect":
@@ -199,21 +199,31 @@ def load(
         LoadFailed: it ended with an error.
     """
     command = [
-        str(load_program()), "-p", str(port), "-u", contender.path, "-n", str(scenario.subscribers), "-b", str(scenario.base),
-        "-P", str(scenario.publishers), "-s", str(SIZE), "-j", str(load_processes()), *contender.speech,
+        str(load_program()), "-p", str(port), "-u", contender.path, "-n", str(scenario.subscribers),
+        "-b", str(scenario.base), "-P", str(scenario.publishers), "-s", str(SIZE),
+        "-j", str(load_processes()), *contender.speech,
     ]  # fmt: skip
     for name, pids in watched.items():
         command += ["-i", f"{name}={','.join(map(str, pids))}"]
-    with subprocess.Popen([*command, *scenario.phases], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen([*command, *scenario.phases], stdout=subprocess.PIPE, stderr=errors) as process,
+    ):
         try:
-            yield from _lines(process)
+            for line in _lines(process):
+                if line and line["failed"]:
+                    raise LoadFailed(f"{line['failed']} connections lost ({line['phase']}). {_said(errors)}")
+                yield line
         finally:
             process.kill()
         if process.returncode:
-            said = process.stderr.read().decode(errors="replace").strip()
-            raise LoadFailed(f"the load program ended with {process.returncode}: {said[:200]}")
+            raise LoadFailed(f"the load program ended with {process.returncode}. {_said(errors)}")
+
+
+def _said(errors: IO[bytes]) -> str:
+    """The first line that the load program wrote to its standard error."""
+    errors.seek(0)
+    return errors.readline(300).decode(errors="replace").strip()
 
 
 def _lines(process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any] | None]:
@@ -234,16 +244,34 @@ def _lines(process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any] | None]:
     process.wait()
 
 
-def read_lag(port: int) -> dict[float, float]:
-    """The cumulative histogram of the event loops' lag, added up over the workers; empty when there is none."""
+def read_metric(port: int, name: str, label: str) -> dict[str, float]:
+    """A metric of the service, added up over all labels but one; empty when it cannot be read."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
             text = answer.read().decode()
     except OSError:
         return {}
-    buckets: dict[float, float] = {}
-    for labels, count in re.findall(rf"^{LAG_METRIC}_bucket{{(.*)}} (\S+)$", text, re.MULTILINE):
-        bound = re.search(r'le="([^"]+)"', labels)
-        if bound:
-            buckets[float(bound[1])] = buckets.get(float(bound[1]), 0) + float(count)
-    return buckets
+    sums: dict[str, float] = {}
+    for labels, value in re.findall(rf"^{name}{{(.*)}} (\S+)$", text, re.MULTILINE):
+        found = re.search(rf'\b{label}="([^"]+)"', labels)
+        if found:
+            sums[found[1]] = sums.get(found[1], 0) + float(value)
+    return sums
+
+
+def read_lag(port: int) -> dict[float, float]:
+    """The cumulative histogram of the event loops' lag: upper bound (seconds) -> count."""
+    return {float(bound): count for bound, count in read_metric(port, "tocsin_loop_lag_seconds_bucket", "le").items()}
+
+
+def wait_for_workers(port: int, count: int) -> None:
+    """Until every worker of the service says that it is ready: the first one that accepts is not all of them.
+
+    Raises:
+        NotStarted: they are not within `START_SECONDS`.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while (ready := sum(read_metric(port, "tocsin_ready", "worker").values())) < count:
+        if time.monotonic() > deadline:
+            raise NotStarted(f"{ready:.0f} of {count} workers are ready after {START_SECONDS:.0f} s")
+        time.sleep(0.1)
