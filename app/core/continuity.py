@@ -330,7 +330,7 @@ class Follower:
             self.position = reading.at_top
             return Gap(reason, self.position)
         page = tuple(consecutive(reading.publications, self.position.offset))
-        if group is not None and self.position.offset < group.offset:
+        if group is not None and self.position.offset <= group.offset:
             page = page[: group.offset - self.position.offset]
         if page:
             last = page[-1].position
