@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from urllib.parse import quote
 
@@ -10,6 +11,7 @@ from playwright.async_api import WebSocketRoute, expect
 
 import app.edge
 from tests.browser.conftest import Arrive
+from tests.stage.redis import RedisServer
 from tests.stage.service import Service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -30,15 +32,27 @@ SEND_MANY = """([channel, count]) => new Promise((done) => {
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
+async def serving(service: Service) -> int:
+    """How many workers hold sockets, by their snapshots (a second old at most)."""
+    await asyncio.sleep(1.1)
+    connections = await asyncio.to_thread(service.metric, "connections")
+    return sum(1 for number in connections.values() if number)
+
+
 async def test_page_weighs_little() -> None:
     folder = Path(app.edge.__file__).parent / "page"
     assert sum(file.stat().st_size for file in folder.iterdir()) < 25_000
 
 
-async def test_two_browsers_talk_through_the_service(service: Service, arrive: Arrive, channel: str) -> None:
+async def test_two_browsers_talk_through_four_workers(service: Service, arrive: Arrive, channel: str) -> None:
     ada, bob = await arrive(), await arrive()
     await ada.visit(service.url, channel)
     await bob.visit(service.url, channel)
+    for _ in range(30):  # the kernel chooses the worker: one pane moves until two workers have a part in it
+        if await serving(service) > 1:
+            break
+        await bob.reconnect("B")
+    assert await serving(service) > 1
 
     said: list[str] = []
     for visitor, pane in ((ada, "A"), (bob, "B"), (bob, "A"), (ada, "B"), (ada, "A")):
@@ -191,6 +205,7 @@ async def test_reader_of_older_messages_is_left_in_peace(service: Service, arriv
         (1001, "waiting", "The server is going away (1001)."),
         (1006, "waiting", "The connection was cut (1006)."),
         (1012, "waiting", "The server is restarting (1012)."),
+        (1013, "waiting", "The server could not take the message for now (1013)."),
         (4529, "waiting", "Too much was sent, too fast (4529)."),
         (4999, "waiting", "The connection was closed (4999)."),
         (1000, "stopped", "The server has ended the connection (1000)."),
@@ -280,3 +295,33 @@ async def test_ten_lines_work_as_copied(service: Service, arrive: Arrive, channe
     await ada.has_texts("A", ["Hello from ten lines"])
     await ada.has_texts("B", ["Hello from ten lines"])
     assert ada.complaints == []
+
+
+async def test_page_lives_through_the_loss_of_redis_and_of_the_server(arrive: Arrive, channel: str) -> None:
+    ada = await arrive()
+    await ada.page.add_init_script("Math.random = () => 0.05")  # short waits, however long the servers take
+    with RedisServer(appendonly="yes") as redis_server, Service(redis_server.url) as service:
+        await ada.visit(service.url, channel)
+
+        redis_server.kill()
+        await ada.say("A", "is anyone there?")
+        status = ada.pane("A").get_by_role("status")
+        await expect(ada.pane("A").locator(".note").first).to_contain_text(
+            "1 message has not come back", timeout=10_000
+        )
+        await expect(status).to_contain_text("Refused: ", timeout=10_000)
+        await ada.has_state("B", "open")  # it only listens
+        await asyncio.to_thread(redis_server.start)
+        await ada.has_state("A", "open")
+        await ada.say("A", "the store is back")
+        await expect(ada.texts("B").last).to_have_text("the store is back", timeout=10_000)
+
+        assert service.process is not None
+        service.process.kill()
+        service.process.wait()
+        await expect(status).to_contain_text("The server cannot be reached.", timeout=10_000)
+        await asyncio.to_thread(service.start)
+        for pane in ("A", "B"):
+            await ada.has_state(pane, "open")
+        await ada.say("B", "the server is back")
+        await expect(ada.texts("A").last).to_have_text("the server is back", timeout=10_000)

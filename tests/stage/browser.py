@@ -102,6 +102,13 @@ class Visitor:
         await box.fill(text)
         await box.press("Enter")
 
+    async def reconnect(self, name: str) -> None:
+        """Drop a pane's connection and wait for the next one."""
+        button = self.pane(name).locator(".toggle")
+        await button.click()  # Drop
+        await button.click()  # Connect, without the wait
+        await self.has_state(name, "open")
+
     async def leave(self) -> None:
         """Close the window."""
         await self.context.close()

@@ -113,6 +113,7 @@ class Pane {
     this.unseen = 0;
     this.list.replaceChildren();
     this.older.hidden = this.newest.hidden = true;
+    this.reason.textContent = "";
     this.open();
   }
 
@@ -123,7 +124,7 @@ class Pane {
     this.socket = socket;
     this.sent = []; // what is on its way: it comes back in the order in which it was sent
     this.openedAt = null;
-    this.show("connecting");
+    this.show("connecting", this.reason.textContent); // why it was closed stays until the next answer
     // A socket that was replaced may still speak; only the present one is heard.
     socket.onopen = () => socket === this.socket && this.opened();
     socket.onmessage = ({ data }) => socket === this.socket && this.received(data);
