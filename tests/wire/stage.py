@@ -1,0 +1,206 @@
+"""A real uvicorn in a thread, with a small application of the tests' own: it echoes, and does what a command says."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import uvicorn
+
+from app.sockets import EXTENSION, Limits, Socket
+from app.sockets.asgi import AsgiSocket
+
+T = TypeVar("T")
+
+LIMIT = 65_536
+LIMITS = Limits(message=LIMIT, high_mark=131_072, close_seconds=1.0)
+OURS = "app.sockets.uvicorn:WebSocketProtocol"
+
+
+def wait_for(condition: Callable[[], T], seconds: float = 10) -> T:
+    """Wait until the condition holds, and return its value."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.005)
+    return value
+
+
+class Echo:
+    """A Receiver that sends back what it hears. A text beginning with `!` is a command.
+
+    Attributes:
+        heard: messages in order, text as str.
+        told: names of the other callbacks, in order.
+        code: with which it ended, else None.
+    """
+
+    def __init__(self) -> None:
+        self.socket: Socket
+        self.heard: list[str | bytes] = []
+        self.told: list[str] = []
+        self.code: int | None = None
+        self.ready = threading.Event()
+
+    def write(self, payload: bytes, *, text: bool = True) -> None:
+        framing = self.socket.framing
+        unit = framing.text(payload) if text else framing.binary(payload)
+        for chunk in framing.join([unit]):
+            self.socket.write(chunk)
+
+    def on_text(self, payload: bytes) -> None:
+        self.heard.append(payload.decode())
+        if not payload.startswith(b"!"):
+            self.write(payload)
+            return
+        match payload.decode().split():
+            case ["!close", code, *reason]:
+                self.socket.close(int(code), " ".join(reason))
+            case ["!abort"]:
+                self.socket.abort()
+            case ["!pause"]:
+                self.socket.pause_reading()
+            case ["!blink"]:
+                self.socket.pause_reading()
+                self.socket.resume_reading()
+            case ["!ping"]:
+                [chunk] = self.socket.framing.join([self.socket.framing.text(b"alive")])
+                self.socket.ping(chunk)
+
+    def on_binary(self, payload: bytes) -> None:
+        self.heard.append(payload)
+        self.write(payload, text=False)
+
+    def on_paused(self) -> None:
+        self.told.append("paused")
+
+    def on_resumed(self) -> None:
+        self.told.append("resumed")
+
+    def on_shutdown(self) -> None:
+        self.told.append("shutdown")
+        self.socket.close(1012)
+
+    def on_closed(self, code: int) -> None:
+        self.told.append("closed")
+        self.code = code
+
+
+class Server:
+    """uvicorn with one kind of socket; a context manager.
+
+    Args:
+        ws: protocol class of uvicorn.
+        loop: uvloop or asyncio.
+        http: httptools or h11.
+        take: whether the application takes the handover when it is offered.
+    """
+
+    def __init__(
+        self, *, ws: str = OURS, loop: str = "uvloop", http: str = "httptools", take: bool = True, app: Any = None
+    ) -> None:
+        self.take = take
+        self.echoes: list[Echo] = []
+        self.config = uvicorn.Config(
+            app or self.app,
+            host="127.0.0.1",
+            port=0,
+            ws=ws,
+            loop=loop,
+            http=http,
+            interface="asgi3",
+            lifespan="off",
+            log_config=None,
+            ws_max_size=LIMIT,
+            ws_per_message_deflate=False,
+            timeout_graceful_shutdown=5,
+        )
+        self.server = uvicorn.Server(self.config)
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+        self.loop: asyncio.AbstractEventLoop
+        self.port = 0
+
+    async def app(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """The ASGI application."""
+        if scope["type"] != "websocket":
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        assert (await receive())["type"] == "websocket.connect"
+        match scope["path"]:
+            case "/refuse":
+                headers = [(b"content-type", b"application/json"), (b"retry-after", b"3")]
+                await send({"type": "websocket.http.response.start", "status": 503, "headers": headers})
+                await send({"type": "websocket.http.response.body", "body": b'{"error"', "more_body": True})
+                await send({"type": "websocket.http.response.body", "body": b": 1}"})
+                return
+            case "/close":
+                await send({"type": "websocket.close"})
+                return
+            case "/raise":
+                raise RuntimeError("as the test wants")
+            case "/nothing":
+                return
+        await send({"type": "websocket.accept", "subprotocol": next(iter(scope["subprotocols"]), None)})
+        match scope["path"]:
+            case "/leave":
+                return
+            case "/break":
+                raise RuntimeError("as the test wants")
+        echo = Echo()
+        self.echoes.append(echo)
+        handover = scope.get("extensions", {}).get(EXTENSION)
+        if self.take and handover is not None:
+            echo.socket = handover(echo, LIMITS)
+            echo.ready.set()
+        else:
+            echo.socket = socket = AsgiSocket(receive, send, LIMITS)
+            echo.ready.set()
+            await socket.run(echo)
+
+    @property
+    def connections(self) -> int:
+        """How many connections the server knows."""
+        return len(self.server.server_state.connections)
+
+    def newest(self) -> Echo:
+        """The receiver of the connection that was opened last."""
+        echo = wait_for(lambda: self.echoes and self.echoes[-1])
+        assert echo
+        assert echo.ready.wait(10)
+        return echo
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run a function in the server's loop, and return what it returns."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:  # noqa: BLE001 the caller's thread raises it
+                future.set_exception(error)
+
+        self.loop.call_soon_threadsafe(run)
+        return future.result(10)
+
+    def __enter__(self) -> Self:
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)
+        self.thread.start()
+        wait_for(lambda: self.server.started)
+        [listener] = self.server.servers
+        self.port = listener.sockets[0].getsockname()[1]
+        self.loop = listener.get_loop()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.server.should_exit = True
+        self.thread.join(20)
+        assert not self.thread.is_alive(), "the server did not stop"
