@@ -182,11 +182,13 @@ class Link:
         parser.begin_bursts()
         self.up = True
         self.connections += 1
+        if self.connections > 1:
+            _log.info("store_connected_again", link=self.label)
         try:
             self._on_up()
             while self.up:
                 replies = await parser.read_burst()
-                if self.up:
+                if replies and self.up:
                     self._on_burst(replies)
         except (OSError, RedisError) as error:
             if self.up:

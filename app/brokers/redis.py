@@ -196,11 +196,11 @@ class RedisBroker:
     async def _read_chunk(self, chunk: Sequence[tuple[str, Position | None]]) -> list[Reading] | TocsinError:
         keys: list[Argument] = []
         arguments: list[Argument] = [self._nonce()]
-        for channel, position in chunk:
-            route = self._route(channel)
-            keys += (route.meta, route.log)
-            arguments += (route.channel, route.meta_ttl, *position_arguments(position))
         try:
+            for channel, position in chunk:
+                route = self._route(channel)
+                keys += (route.meta, route.log)
+                arguments += (route.channel, route.meta_ttl, *position_arguments(position))
             return [read_answer(reply) for reply in await self._commands.script("tops", keys, arguments)]
         except TocsinError as error:
             return error

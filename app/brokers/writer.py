@@ -108,10 +108,10 @@ class Writer:
         """Take a call; `receipt` is told in a later turn of the loop."""
         loop = asyncio.get_running_loop()
         if not self.link.up:
-            loop.call_soon(self._tell, receipt, away("the store is away: the message was not sent"))
+            loop.call_soon(_guard, receipt, away("the store is away: the message was not sent"))
             return
         if self.full:
-            loop.call_soon(self._tell, receipt, away("too many messages are waiting for the store"))
+            loop.call_soon(_guard, receipt, away("too many messages are waiting for the store"))
             return
         self._queue.append(_Call(opener, packed, receipt, loop.time()))
         self._queued_bytes += len(packed)
@@ -155,7 +155,7 @@ class Writer:
             self.link.send(b"".join(parts))
         for call in stale:
             self.errors += 1
-            self._tell(call.receipt, away("the message waited too long: it was not sent"))
+            _guard(call.receipt, away("the message waited too long: it was not sent"))
         self._relieve()
 
     def _relieve(self) -> None:
@@ -164,7 +164,7 @@ class Writer:
             self.congested = False
             waiting, self._waiting = self._waiting, []
             for callback in waiting:
-                callback()
+                _guard(callback)
 
     def _on_burst(self, replies: list[Any]) -> None:
         self._replies += replies
@@ -191,7 +191,7 @@ class Writer:
                 outcome = translate(answer)
             else:
                 outcome = Published(None)
-            self._tell(call.receipt, outcome)
+            _guard(call.receipt, outcome)
         self.errors += refusals
         self.published += len(answers) - refusals
         if replica:
@@ -220,13 +220,15 @@ class Writer:
         queue, self._queue, self._queued_bytes = self._queue, deque(), 0
         self.errors += len(flight) + len(queue)
         for call in flight:
-            self._tell(call.receipt, away("the store did not answer: it is unknown whether the message was taken"))
+            _guard(call.receipt, away("the store did not answer: it is unknown whether the message was taken"))
         for call in queue:
-            self._tell(call.receipt, away("the store is away: the message was not sent"))
+            _guard(call.receipt, away("the store is away: the message was not sent"))
         self._relieve()
 
-    def _tell(self, receipt: Receipt, outcome: Published | TocsinError) -> None:
-        try:
-            receipt(outcome)
-        except Exception:  # noqa: BLE001 - one bad receipt must not cost the others theirs
-            _log.exception("receipt_failed")
+
+def _guard(callback: Callable[..., None], *arguments: Any) -> None:
+    """Call what somebody gave us; a fault of theirs must not cost the others their answers."""
+    try:
+        callback(*arguments)
+    except Exception:  # noqa: BLE001 - see above
+        _log.exception("publish_callback_failed")

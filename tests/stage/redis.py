@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -27,6 +28,14 @@ def redis_binary() -> str:
             pytest.fail("redis-server is missing: .ci/run must install it")
         pytest.skip("redis-server is not installed")
     return found
+
+
+def redis_version() -> tuple[int, int]:
+    """Major and minor version of the server that `redis_binary` finds."""
+    text = subprocess.run([redis_binary(), "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"v=(\d+)\.(\d+)", text)
+    assert found is not None, text
+    return int(found[1]), int(found[2])
 
 
 def free_port() -> int:
