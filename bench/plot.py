@@ -12,7 +12,7 @@ from bench.contenders import CONTENDERS
 from bench.figures import Table
 
 WIDTH, LEFT, RIGHT = 860, 290, 70
-BAR, STEP, HEAD = 16, 24, 46
+BAR, STEP, HEAD = 16, 24, 50
 STYLE = """
 text { font: 13px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f2937 }
 .title { font-size: 15px; font-weight: 600 } .note, .tick { font-size: 11px; fill: #6b7280 }
@@ -63,10 +63,10 @@ def draw(table: Table, about: dict[str, Any]) -> str:
         return LEFT + (math.log10(ratio) - low) / (high - low) * (WIDTH - LEFT - RIGHT)
 
     parts: list[str] = []
-    y = 52
+    y = 62
     for panel, bars in panels:
         parts.append(f'<text x="16" y="{y + 16}" class="title">{escape(panel.title)}</text>')
-        top, y = y + 28, y + HEAD
+        top, y = y + 42, y + HEAD
         for power in range(low, math.floor(high) + 1):
             at = x(10.0**power)
             label = f"{10.0**power:g}x"

@@ -61,7 +61,7 @@ SCENARIOS = {
             "1,000 subscribers of one channel",
             subscribers=1000,
             publishers=1,
-            phases=("window:8:4", "window:64:4", "rate:50:4"),
+            phases=("window:8:3", "window:64:3", "rate:50:3"),
             contenders=(
                 "tocsin",
                 "tocsin-portable",
