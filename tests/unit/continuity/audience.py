@@ -166,7 +166,7 @@ class Audience:
             return Join.WAIT
         join = follower.joins(worker.state, worker.written)
         if join is Join.NOW:
-            client.stage, client.follower = "member", None
+            client.stage, client.follower, client.joined = "member", None, follower.position
         elif join is Join.RESYNC:
             if worker.live:
                 self._perform(worker, (worker.state.start_sync(),))
@@ -175,17 +175,21 @@ class Audience:
 
     def lag(self, client: Client) -> None:
         """A member reads too slowly: it leaves the group with the group's position."""
-        worker = client.worker
-        if client.stage == "member" and worker is not None and worker.written is not None:
-            client.stage = "following"
-            client.follower = self.rules.follower(worker.written, worker.state.epoch)
+        if client.stage == "member" and client.worker is not None:
+            self._follow(client, client.worker, client.worker.state.epoch)
 
     def scatter(self, worker: Worker) -> None:
         """Every member becomes a follower at the group's position, to be proved again."""
         for client in self.members(worker):
-            assert worker.written is not None
-            client.stage = "following"
-            client.follower = self.rules.follower(worker.written)
+            self._follow(client, worker, "")
+
+    def _follow(self, client: Client, worker: Worker, epoch: str) -> None:
+        """From the group's position; who has been given nothing since it joined keeps its own name for it."""
+        position = worker.written
+        assert position is not None
+        if self.rules.own_position and client.joined is not None and client.joined.offset == position.offset:
+            position = client.joined
+        client.stage, client.follower = "following", self.rules.follower(position, epoch)
 
     def _page(self, client: Client, answer: Answer) -> None:
         worker, follower = client.worker, client.follower

@@ -14,6 +14,7 @@ class Client:
 
     Attributes:
         stage: off, asking, following (it has a follower) or member (of its worker's group).
+        joined: position with which it entered its group.
         asked_at: step at which it asked.
         since: the id that it would resume from.
         node: of the last message handled; None: it does not care what came before.
@@ -29,6 +30,7 @@ class Client:
         self.worker: Worker | None = None
         self.stage = "off"
         self.follower: Follower | None = None
+        self.joined: Position | None = None
         self.token = 0
         self.asked_at = 0
         self.waiting = False

@@ -39,6 +39,8 @@ class Rules:
         fresh_verdicts: a negative verdict comes from a reading that began after the request.
         drop_old: messages of a replaced connection are dropped.
         group_moves: a scattered group's position is where the channel goes on, at once, not what it was given before.
+        own_position: a member that was given nothing since it joined leaves with the position it came with: the group's
+            may have been minted by a reset that this member was not part of.
     """
 
     store: StoreRules = field(default_factory=StoreRules)
@@ -49,6 +51,7 @@ class Rules:
     fresh_verdicts: bool = True
     drop_old: bool = True
     group_moves: bool = True
+    own_position: bool = True
 
 
 class JoinsAnywhere(Follower):
@@ -236,5 +239,11 @@ ABSENCES = {
         Rules(group_moves=False),
         ("wrong replay", "silent hole"),
         {"flush_all": 2, "restart": 3, "return": 20},
+    ),
+    "group_names": Absence(
+        "a member that was given nothing since it joined leaves with its own position",
+        Rules(own_position=False),
+        ("false reset",),
+        {"restart": 6, "return": 16},
     ),
 }
