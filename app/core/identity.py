@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from app.core.errors import Forbidden
 from app.core.messages import ChannelRule, Verb, matches
-
-_NOTHING: Mapping[Verb, tuple[str, ...]] = MappingProxyType({})
-
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
@@ -23,7 +19,7 @@ class ApiKey:
 
     name: str
     digest: bytes
-    allows: Mapping[Verb, tuple[str, ...]] = field(default=_NOTHING)
+    allows: Mapping[Verb, tuple[str, ...]] = field(default_factory=dict)
     admin: bool = False
 
 

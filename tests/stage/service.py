@@ -57,6 +57,8 @@ class Service:
             "TOCSIN_DRAIN_SECONDS": "0.5",
             **{f"TOCSIN_{name.upper()}": value for name, value in settings.items()},
         }
+        token = settings.get("metrics_token")
+        self._metrics_headers = {"authorization": f"Bearer {token}"} if token else {}
         self.process: subprocess.Popen[bytes] | None = None
         self._log = tempfile.NamedTemporaryFile(prefix="tocsin-service-", suffix=".log", delete=False)  # noqa: SIM115 - lives as long as the service
 
@@ -88,9 +90,10 @@ class Service:
         )
         if ready:
             try:
-                until(self.all_ready, 40, "readiness of all workers")
-            except TimeoutError:
+                until(self.all_ready, 90, "readiness of all workers")
+            except BaseException:
                 print(self.log())
+                self.end()
                 raise
         return self
 
@@ -109,7 +112,7 @@ class Service:
     def metric(self, name: str) -> dict[str, float]:
         """One metric by worker label."""
         found = {}
-        for line in self.get("/metrics").text.splitlines():
+        for line in self.get("/metrics", headers=self._metrics_headers).text.splitlines():
             if line.startswith(f"tocsin_{name}{{"):
                 labels, value = line.rsplit(" ", 1)
                 found[labels.split('worker="')[1].split('"')[0]] = float(value)
@@ -140,6 +143,12 @@ class Service:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            print(self.log())
+        self.end()
+
+    def end(self) -> None:
+        """Stop it by whatever means, and forget its log."""
         assert self.process is not None
         if self.process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -147,8 +156,6 @@ class Service:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(5)
-        if error is not None:
-            print(self.log())
         self._log.close()
         Path(self._log.name).unlink()
 
