@@ -118,7 +118,8 @@ CONTENDERS = {
         Contender("fastapi-tutorial", "FastAPI ConnectionManager, no Redis", _rival("fastapi_tutorial"), redis=False),
         Contender("fastapi-redis", "FastAPI + Redis Pub/Sub + `gather`", _rival("fastapi_redis")),
         Contender(
-            "fastapi-publish", "FastAPI + Redis, publishers only publish", _rival("fastapi_redis"), speech=("-U", "/publish")
+            "fastapi-publish", "FastAPI + Redis, publishers only publish", _rival("fastapi_redis"),
+            speech=("-U", "/publish"),
         ),
         Contender("fastapi-receive", "FastAPI, a `receive_text` loop", _rival("fastapi_receive"), redis=False),
         Contender(

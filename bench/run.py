@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -39,11 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"[red]{error}[/red]")
         return 2
     steps = plan(options)
+    with console.status("Compiling and installing what is not there yet"):
+        for contender in {contender.name: contender for _, _, contender in steps}.values():
+            with suppress(Missing):  # said again, and shown, when its turn comes
+                contender.command(0, 1)
     about = machine()
     started = time.monotonic()
     outcomes = perform(steps, console)
     about |= {
-        "versions": machine()["versions"],  # again: the first run has only now installed the rivals
         "command": " ".join(["python -m bench", *(sys.argv[1:] if arguments is None else arguments)]),
         "rounds": len({number for number, _, _ in steps}),
         "minutes": round((time.monotonic() - started) / 60, 1),
