@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; 0 if every contender was measured, 1 if one was not, 2 for a wrong argument."""
     options = _parse(arguments)
     console = Console()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that servers are stopped on the way out
     try:
         load_program()
     except Missing as error:
