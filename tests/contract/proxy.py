@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 
 class Proxy:
-    """Passes bytes on; while `deaf`, connections that have subscribed get no bytes."""
+    """Passes bytes on.
+
+    Attributes:
+        deaf: connections that have subscribed get no bytes.
+        pauses: what to do inside the next batch of publishes, after every third command; the batch ends with `last`.
+    """
 
     def __init__(self, target: int) -> None:
         self.target = target
         self.port = 0
         self.deaf = False
+        self.pauses: list[Callable[[], None]] = []
+        self.last = b""
         self._writers: set[asyncio.StreamWriter] = set()
 
     @property
@@ -36,11 +43,25 @@ class Proxy:
         self, source: asyncio.StreamReader, target: asyncio.StreamWriter, subscribed: asyncio.Event, *, upwards: bool
     ) -> None:
         while data := await source.read(65_536):
+            if upwards and self.pauses and b"EVAL" in data:
+                while self.last not in data:
+                    data += await source.read(65_536)
+                self._carry_slowly(data, target)
+                continue
             if upwards and b"SUBSCRIBE" in data:
                 subscribed.set()
             if upwards or not (self.deaf and subscribed.is_set()):
                 target.write(data)
         target.close()
+
+    def _carry_slowly(self, data: bytes, target: asyncio.StreamWriter) -> None:
+        pauses, self.pauses = self.pauses, []
+        head = b"*12\r\n"
+        commands = [head + rest for rest in data.split(head)[1:]]
+        for at in range(0, len(commands), 3):
+            target.write(b"".join(commands[at : at + 3]))
+            if at // 3 < len(pauses):
+                pauses[at // 3]()
 
     def close(self) -> None:
         """Cut all connections."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import redis
 
+from app.brokers.scripts import load
 from app.brokers.writer import Bounds
 from app.core.continuity import Verdict
 from app.core.errors import TocsinError, Unavailable
@@ -85,6 +87,43 @@ async def test_script_flush_in_the_middle_of_traffic_keeps_each_publishers_order
             assert len(log) > 1000
         assert heard.items == []
         assert start.offset == 0
+
+
+@pytest.mark.parametrize("reloaded", [True, False])
+async def test_a_script_lost_inside_a_batch_never_lets_a_later_message_overtake(
+    own_server: RedisServer, prefix: str, reloaded: bool
+) -> None:
+    def wait(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 5
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+    async with proxied(own_server.port) as proxy, connected(proxy.url, prefix) as stage:
+        with own_server.client() as client:
+
+            def lose() -> None:
+                wait(lambda: client.xlen(f"{prefix}:{{room}}:log") == 3)
+                client.config_resetstat()
+                client.script_flush()
+
+            def reload() -> None:
+                wait(lambda: client.info("errorstats").get("errorstat_NOSCRIPT", {}).get("count") == 3)
+                if reloaded:
+                    client.script_load(load("publish").body.decode())
+
+            proxy.last = b"message 9"
+            proxy.pauses = [lose, reload]
+            answers = [stage.send("room", b"message %d" % number) for number in range(1, 10)]
+            answers[0].add_done_callback(lambda _: answers.append(stage.send("room", b"newer")))
+            await until(lambda: len(answers) == 10)
+            outcomes = await asyncio.gather(*answers)
+        taken = [1, 2, 3, 7, 8, 9] if reloaded else [1, 2, 3, 4, 5, 6, 7, 8, 9]
+        reading = await stage.broker.extract("room", None, None, 100, 100_000)
+        wanted = [b"message %d" % number for number in taken] + [b"newer"]
+        assert [one.payload for one in reading.publications] == wanted
+        assert offsets(outcomes) == list(range(1, len(wanted) + 1))
+        assert sum(isinstance(one, Unavailable) for one in outcomes) == 10 - len(wanted)
 
 
 async def test_a_replica_refuses_and_a_promotion_is_a_new_epoch(own_server: RedisServer, prefix: str) -> None:
