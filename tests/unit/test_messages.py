@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.core.errors import BadChannel, BadPosition
 from app.core.messages import Kind, Position, Publication, check_channel, matches
 
 CHANNEL_CHARACTERS = "abcXYZ019_.:@-"
+STEADY = settings(derandomize=True, database=None, deadline=None)
 NAMES = st.text(CHANNEL_CHARACTERS, min_size=1, max_size=128)
 
 
@@ -57,12 +58,14 @@ def test_anything_else_is_refused(text: str) -> None:
         Position.parse(text)
 
 
+@STEADY
 @given(st.text("0123456789abcdef", min_size=1, max_size=40), st.integers(0, 10**16 - 1))
 def test_a_position_survives_the_wire(epoch: str, offset: int) -> None:
     position = Position(epoch, offset)
     assert Position.parse(str(position)) == position
 
 
+@STEADY
 @given(st.text())
 def test_no_text_raises_anything_but_a_bad_position(text: str) -> None:
     try:
@@ -73,6 +76,7 @@ def test_no_text_raises_anything_but_a_bad_position(text: str) -> None:
     assert (parsed.epoch, parsed.offset) == (epoch, int(digits))
 
 
+@STEADY
 @given(NAMES)
 def test_a_channel_name_in_the_grammar_is_returned_unchanged(name: str) -> None:
     assert check_channel(name) == name
@@ -170,6 +174,7 @@ def test_a_star_alone_matches_also_for_the_anonymous() -> None:
     assert matches("*", "lobby", None)
 
 
+@STEADY
 @given(NAMES, NAMES)
 def test_a_user_reaches_exactly_its_own_channel(user: str, other: str) -> None:
     assert matches("user:{user}", f"user:{user}", user)
