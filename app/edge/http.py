@@ -14,6 +14,7 @@ from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.brokers import Broker
@@ -21,7 +22,7 @@ from app.core.errors import BadRequest, Code, Forbidden, TocsinError, TooLarge
 from app.core.identity import Identity, rule_for
 from app.core.messages import ChannelRule, Draft, Kind, Position, Published, Verb, check_channel
 from app.edge.access import Access
-from app.edge.answers import answer, content, json, refusal
+from app.edge.answers import content, json, refusal
 from app.edge.models import (
     KEY,
     Addressed,
@@ -260,10 +261,6 @@ def describe(errors: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-class _BodyTooLargeError(Exception):
-    """Carries the refusal from `receive` to the middleware."""
-
-
 class BodyLimit:
     """Refuses bodies that are not JSON (415) or grow over the limit while they stream (413)."""
 
@@ -283,10 +280,9 @@ class BodyLimit:
             )
             return
         declared = headers.get("content-length", "0")
-        refuse = answer(TooLarge(f"a body has at most {self._limit} bytes"))
-        refuse.headers["connection"] = "close"
+        sentence = f"a body has at most {self._limit} bytes"
         if declared.isdigit() and int(declared) > self._limit:
-            await refuse(scope, receive, send)
+            await refusal(413, Code.TOO_LARGE, sentence, {"connection": "close"})(scope, receive, send)
             return
         seen = 0
 
@@ -295,10 +291,7 @@ class BodyLimit:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self._limit:
-                raise _BodyTooLargeError
+                raise HTTPException(413, sentence, {"connection": "close"})
             return message
 
-        try:
-            await self._app(scope, counted, send)
-        except _BodyTooLargeError:
-            await refuse(scope, receive, send)
+        await self._app(scope, counted, send)
