@@ -178,6 +178,7 @@ class Writer:
         refused = any(isinstance(answer, Refusal) and answer.code == "NOSCRIPT" for answer in answers)
         if refused:
             flight, answers = self._put_back(flight, answers)
+        self._flush()  # Redis works on the next batch while we tell of this one
         replica = False
         refusals = 0
         for call, answer in zip(flight, answers, strict=True):
@@ -196,7 +197,6 @@ class Writer:
         self.published += len(answers) - refusals
         if replica:
             self._on_replica()
-        self._flush()
 
     def _put_back(self, flight: list[_Call], answers: list[Any]) -> tuple[list[_Call], list[Any]]:
         """The scripts were flushed inside the batch: what did not run goes to the head of the queue, before newer ones.
