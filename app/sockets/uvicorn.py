@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 from urllib.parse import unquote
 
 import httptools
@@ -34,8 +34,6 @@ _LOGGER = logging.getLogger("uvicorn.error")
 _BUFFER = 65_536
 """High mark (bytes) for an application that keeps the connection: its `send` waits above it."""
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
-_FLUSH_SECONDS = 5.0
-"""How long a peer may take to read our refusal."""
 
 
 def _refusal(status: int, headers: Sequence[tuple[str, str]] = (), body: bytes = b"") -> bytes:
@@ -77,6 +75,9 @@ class WebSocketProtocol(asyncio.Protocol):
         app_state: what lifespan left for each scope.
         _loop: event loop; the running one when None.
     """
+
+    close_seconds: ClassVar[float] = 5.0
+    """How long a peer may take to read a refusal, or to answer the close of an application that keeps it."""
 
     def __init__(
         self,
@@ -169,7 +170,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._refused = True
         self._transport.write(answer)
         if self._transport.get_write_buffer_size():
-            self._loop.call_later(_FLUSH_SECONDS, self._transport.abort)
+            self._loop.call_later(self.close_seconds, self._transport.abort)
         self._transport.close()
         self.on_closed(Close.ABNORMAL)
 
@@ -192,7 +193,7 @@ class WebSocketProtocol(asyncio.Protocol):
             if self._socket is not None:
                 self._socket.close(code)
             elif not self._refused and not self._taken:
-                self._refuse(_refusal(503 if code == Close.RESTART else 500, body=b"no answer\n"))
+                self._refuse(_refusal(503 if code == Close.RESTART else 500, body=b"no answer from the application\n"))
 
     def _hand_over(self, receiver: Receiver, limits: Limits) -> Socket:
         """The `Handover` in the scope.
@@ -263,7 +264,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._answer = None
         self._transport.write(answer.serialize())
         self._connections.discard(self)
-        limits = Limits(message=self._config.ws_max_size, high_mark=_BUFFER)
+        limits = Limits(self._config.ws_max_size, _BUFFER, self.close_seconds)
         self._socket = DetachedSocket(
             self._transport,
             loop=self._loop,

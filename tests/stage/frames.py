@@ -67,6 +67,7 @@ class Peer:
 
     Attributes:
         head: status line and headers of the answer to the handshake.
+        port: our own TCP port, by which the server knows this peer.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Peer:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.sock.connect(("127.0.0.1", port))
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.port: int = self.sock.getsockname()[1]
         self._read = bytearray()
         self.sock.sendall((request(path) if handshake is None else handshake) + behind)
         while b"\r\n\r\n" not in self._read and self._fill():

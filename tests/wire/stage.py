@@ -15,12 +15,20 @@ import uvicorn
 
 from app.sockets import EXTENSION, Limits, Socket
 from app.sockets.asgi import AsgiSocket
+from app.sockets.uvicorn import WebSocketProtocol
+from tests.stage.frames import Peer
 
 T = TypeVar("T")
 
 LIMIT = 65_536
 LIMITS = Limits(message=LIMIT, high_mark=131_072, close_seconds=1.0)
-OURS = "app.sockets.uvicorn:WebSocketProtocol"
+OURS = "tests.wire.stage:Impatient"
+
+
+class Impatient(WebSocketProtocol):
+    """Our protocol class, with little patience for the peers of an application that keeps its connections."""
+
+    close_seconds = LIMITS.close_seconds
 
 
 def wait_for(condition: Callable[[], T], seconds: float = 10) -> T:
@@ -106,7 +114,7 @@ class Server:
         self, *, ws: str = OURS, loop: str = "uvloop", http: str = "httptools", take: bool = True, app: Any = None
     ) -> None:
         self.take = take
-        self.echoes: list[Echo] = []
+        self.echoes: dict[int, Echo] = {}
         self.config = uvicorn.Config(
             app or self.app,
             host="127.0.0.1",
@@ -154,7 +162,7 @@ class Server:
             case "/break":
                 raise RuntimeError("as the test wants")
         echo = Echo()
-        self.echoes.append(echo)
+        self.echoes[scope["client"][1]] = echo
         handover = scope.get("extensions", {}).get(EXTENSION)
         if self.take and handover is not None:
             echo.socket = handover(echo, LIMITS)
@@ -169,10 +177,10 @@ class Server:
         """How many connections the server knows."""
         return len(self.server.server_state.connections)
 
-    def newest(self) -> Echo:
-        """The receiver of the connection that was opened last."""
-        echo = wait_for(lambda: self.echoes and self.echoes[-1])
-        assert echo
+    def echo_of(self, peer: Peer) -> Echo:
+        """The receiver of this peer's connection."""
+        echo = wait_for(lambda: self.echoes.get(peer.port))
+        assert echo is not None
         assert echo.ready.wait(10)
         return echo
 

@@ -19,7 +19,7 @@ def test_the_peers_close_is_echoed(server: Server, code: int) -> None:
         peer.send(close(code, b"bye"))
         assert peer.read_frame() == (CLOSE, code.to_bytes(2, "big") + b"bye")
         assert peer.read_frame() is None
-    echo = server.newest()
+    echo = server.echo_of(peer)
     assert wait_for(lambda: echo.code) == code
     assert echo.told == ["closed"]
 
@@ -28,7 +28,7 @@ def test_an_empty_close_is_echoed_empty(server: Server) -> None:
     with Peer(server.port) as peer:
         peer.send(close(None))
         assert peer.read_close() == 1005
-    echo = server.newest()
+    echo = server.echo_of(peer)
     assert wait_for(lambda: echo.code) == 1005
 
 
@@ -54,12 +54,13 @@ def test_bad_close_frames(server: Server, data: bytes, code: int) -> None:
         assert peer.read_close() == code
 
 
-def test_nothing_after_the_peers_close_is_heard(server: Server) -> None:
+def test_nothing_after_the_peers_close_is_heard(server: Server, portable: bool) -> None:
     with Peer(server.port) as peer:
         peer.send(text("one"), close(), text("two"), frame(PING, b"three"))
-        assert peer.read_text() == "one"
+        if not portable:  # uvicorn answers a close before the application has answered what came before it
+            assert peer.read_text() == "one"
         assert peer.read_close() == 1000
-    echo = server.newest()
+    echo = server.echo_of(peer)
     assert wait_for(lambda: echo.code) == 1000
     assert echo.heard == ["one"]
 
@@ -71,7 +72,7 @@ def test_our_close_comes_after_what_is_waiting_and_ends_with_the_answer(server: 
         assert peer.read_frame() == (CLOSE, b"\x0f\xa1enough")
         peer.send(text("three"), close(4002))
         assert peer.read_frame() is None
-    echo = server.newest()
+    echo = server.echo_of(peer)
     # uvicorn reports the code that we closed with as soon as we have.
     assert wait_for(lambda: echo.code) == (4001 if portable else 4002)
     assert echo.heard == ["one", "!close 4001 enough"]
@@ -95,7 +96,7 @@ def test_our_close_without_an_answer_is_a_deadline(server: Server, portable: boo
         began = time.monotonic()
         assert peer.read_end() == b""
         assert time.monotonic() - began < LIMITS.close_seconds + SLACK
-    echo = server.newest()
+    echo = server.echo_of(peer)
     assert wait_for(lambda: echo.code) == 1006
 
 
@@ -110,7 +111,7 @@ def test_a_peer_that_talks_on_after_our_close_meets_the_deadline(server: Server,
             while time.monotonic() - began < LIMITS.close_seconds + SLACK:
                 peer.send(text("x") * 10, frame(PING))
                 time.sleep(0.01)
-    echo = server.newest()
+    echo = server.echo_of(peer)
     assert wait_for(lambda: echo.code) == 1006
     assert echo.heard == ["!close 4001"]
 
@@ -121,7 +122,7 @@ def test_abort_ends_at_once_and_delivers_nothing_more(server: Server) -> None:
         began = time.monotonic()
         peer.read_close()
         assert time.monotonic() - began < SLACK
-    echo = server.newest()
+    echo = server.echo_of(peer)
     assert wait_for(lambda: echo.code) == 1006
     assert echo.heard == ["one", "!abort"]
 
@@ -132,7 +133,7 @@ def test_half_closed(server: Server) -> None:
         assert peer.read_text() == "last words"
         peer.half_close()
         assert peer.read_close() is None
-    echo = server.newest()
+    echo = server.echo_of(peer)
     wait_for(lambda: echo.code)
     assert echo.told == ["closed"]
 
@@ -142,7 +143,7 @@ def test_reset(server: Server, portable: bool) -> None:
     peer.send(text("x"))
     assert peer.read_text() == "x"
     peer.reset()
-    echo = server.newest()
+    echo = server.echo_of(peer)
     # uvicorn calls every loss 1005.
     assert wait_for(lambda: echo.code) == (1005 if portable else 1006)
     assert echo.told == ["closed"]
@@ -152,7 +153,7 @@ def test_writing_after_the_end_does_nothing(server: Server) -> None:
     with Peer(server.port) as peer:
         peer.send(close())
         assert peer.read_close() == 1000
-    echo = server.newest()
+    echo = server.echo_of(peer)
     wait_for(lambda: echo.code)
 
     def all_of_it() -> None:
@@ -169,18 +170,11 @@ def test_writing_after_the_end_does_nothing(server: Server) -> None:
 
 def test_a_broadcast_goes_on_while_peers_vanish(server: Server) -> None:
     peers = [Peer(server.port) for _ in range(20)]
-    echoes = wait_for(lambda: len(server.echoes) >= 20 and server.echoes[-20:])
-    assert echoes
-    assert all(echo.ready.wait(10) for echo in echoes)
+    echoes = [server.echo_of(peer) for peer in peers]
     for peer in peers[::2]:
         peer.reset()
-    # Told or not yet told: no write may raise.
-    while not all(echo.code for echo in echoes if echo.told):
-        time.sleep(0.001)
-    gone = 0
-    while gone < 10:
+    while sum(echo.code is not None for echo in echoes) < 10:
         server.call(lambda: [echo.write(b"news") for echo in echoes])
-        gone = sum(echo.code is not None for echo in echoes)
     server.call(lambda: [echo.write(b"last") for echo in echoes])
     for peer in peers[1::2]:
         while peer.read_text() != "last":
@@ -198,15 +192,19 @@ def test_a_stopping_server_asks_and_waits(kind: str) -> None:
         assert peer.read_frame() == (CLOSE, (1012).to_bytes(2, "big"))
         peer.send(close(1012))
         assert peer.read_frame() is None
-        [echo] = server.echoes
+        echo = server.echo_of(peer)
         assert wait_for(lambda: echo.code) == 1012
         # Only a connection that was handed over can ask its receiver.
         assert ("shutdown" in echo.told) == kind.startswith("fast")
 
 
-def test_text_before_close_in_one_buffer(server: Server) -> None:
+def test_messages_before_a_close_in_one_segment(server: Server, portable: bool) -> None:
     with Peer(server.port) as peer:
         peer.send(*(text(str(i)) for i in range(300)), close(3001))
-        for i in range(300):
-            assert peer.read_frame() == (TEXT, str(i).encode())
+        if not portable:  # as above
+            for i in range(300):
+                assert peer.read_frame() == (TEXT, str(i).encode())
         assert peer.read_close() == 3001
+    echo = server.echo_of(peer)
+    assert wait_for(lambda: echo.code) == 3001
+    assert echo.heard == [str(i) for i in range(300)]

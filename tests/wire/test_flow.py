@@ -27,7 +27,7 @@ def test_pausing_in_the_middle_of_a_buffer_keeps_the_order(server: Server) -> No
         peer.send(*(text(str(i)) for i in range(10)), text("!pause"), *(text(str(i)) for i in range(10, 700)))
         for i in range(10):
             assert peer.read_text() == str(i)
-        echo = server.newest()
+        echo = server.echo_of(peer)
         wait_for(lambda: "!pause" in echo.heard)
         peer.send(text("700"))
         assert len(echo.heard) == 11
@@ -39,7 +39,7 @@ def test_pausing_in_the_middle_of_a_buffer_keeps_the_order(server: Server) -> No
 def test_pausing_in_the_middle_of_fragments(server: Server) -> None:
     with Peer(server.port) as peer:
         peer.send(text("!pause"), frame(TEXT, b"a", fin=False), frame(CONT, b"b"), text("!pause"), text("c"))
-        echo = server.newest()
+        echo = server.echo_of(peer)
         wait_for(lambda: echo.heard == ["!pause"])
         server.call(echo.socket.resume_reading)
         assert peer.read_text() == "ab"
@@ -55,21 +55,23 @@ def test_pausing_and_resuming_at_once_loses_nothing(server: Server) -> None:
             assert peer.read_text() == str(i)
 
 
-def test_a_close_behind_a_pause_is_found(server: Server) -> None:
+def test_a_close_behind_a_pause_is_found(server: Server, portable: bool) -> None:
     with Peer(server.port) as peer:
         peer.send(text("!pause"), text("held"), close(4123))
-        echo = server.newest()
+        echo = server.echo_of(peer)
         wait_for(lambda: echo.heard == ["!pause"])
         server.call(echo.socket.resume_reading)
-        assert peer.read_text() == "held"
+        if not portable:  # uvicorn has answered the close long since
+            assert peer.read_text() == "held"
         assert peer.read_close() == 4123
         assert wait_for(lambda: echo.code) == 4123
+        assert echo.heard == ["!pause", "held"]
 
 
 def test_closing_a_paused_socket_drops_what_was_held(server: Server, portable: bool) -> None:
     with Peer(server.port) as peer:
         peer.send(text("!pause"), text("held"))
-        echo = server.newest()
+        echo = server.echo_of(peer)
         wait_for(lambda: echo.heard == ["!pause"])
         server.call(lambda: echo.socket.close(4100))
         peer.send(close(4101))
@@ -93,18 +95,19 @@ def test_pongs_count_as_life(server: Server, kind: str) -> None:
     with Peer(server.port) as peer:
         peer.send(text("x"))
         assert peer.read_text() == "x"
-        echo = server.newest()
+        echo = server.echo_of(peer)
         before = echo.socket.heard
         if kind.startswith("fast"):
-            peer.send(frame(PONG))
-            wait_for(lambda: echo.socket.heard > before)
+            while echo.socket.heard == before:  # the loop's clock counts in milliseconds
+                peer.send(frame(PONG))
+                time.sleep(0.001)
         else:  # the server keeps the pongs, and ends a silent peer itself
             assert before == float("inf")
 
 
 def test_a_stalled_peer_is_reported_and_costs_bounded_memory(server: Server) -> None:
     with Peer(server.port, receive_buffer=4096) as peer:
-        echo = server.newest()
+        echo = server.echo_of(peer)
         fill(server, echo)
         assert wait_for(lambda: echo.told) == ["paused"]
         # It reads again: all comes, in order, and the receiver is told.
@@ -118,7 +121,7 @@ def test_a_peer_that_pings_and_does_not_read(server: Server, kind: str) -> None:
     if kind == "portable":
         pytest.skip("uvicorn answers every ping into a buffer without end")
     with Peer(server.port, receive_buffer=4096) as peer:
-        echo = server.newest()
+        echo = server.echo_of(peer)
         fill(server, echo)
         peer.send(frame(PING, b"x" * 125) * 3000, text("there"))
         wait_for(lambda: echo.heard)
@@ -130,8 +133,8 @@ def test_closing_a_stalled_peer_frees_it_within_the_deadline(server: Server, por
     if portable:
         pytest.skip("uvicorn waits for ever for such a peer to read")
     before = server.connections
-    with Peer(server.port, receive_buffer=4096):
-        echo = server.newest()
+    with Peer(server.port, receive_buffer=4096) as peer:
+        echo = server.echo_of(peer)
         fill(server, echo)
         assert server.connections == before + 1
         began = time.monotonic()
@@ -146,7 +149,7 @@ def test_a_stalled_peer_that_closes_is_freed_within_the_deadline(server: Server,
         pytest.skip("uvicorn waits for ever for such a peer to read")
     before = server.connections
     with Peer(server.port, receive_buffer=4096) as peer:
-        echo = server.newest()
+        echo = server.echo_of(peer)
         fill(server, echo)
         peer.send(close(4000))
         wait_for(lambda: server.connections == before)
@@ -157,8 +160,8 @@ def test_aborting_a_stalled_peer_frees_it_at_once(server: Server, kind: str) -> 
     if kind == "portable":
         pytest.skip("no ASGI message aborts: uvicorn waits for the peer to read")
     before = server.connections
-    with Peer(server.port, receive_buffer=4096):
-        echo = server.newest()
+    with Peer(server.port, receive_buffer=4096) as peer:
+        echo = server.echo_of(peer)
         fill(server, echo)
         began = time.monotonic()
         server.call(echo.socket.abort)

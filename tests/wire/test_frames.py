@@ -124,7 +124,7 @@ def test_what_is_wrong_fails_with_its_code(server: Server, name: str) -> None:
         assert peer.read_text() == "before"
         peer.send(data)
         assert peer.read_close() == code
-    echo = server.newest()
+    echo = server.echo_of(peer)
     assert wait_for(lambda: echo.code) == code
     assert echo.heard == ["before"]
     assert echo.told == ["closed"]
@@ -136,7 +136,7 @@ def test_all_before_and_nothing_after_a_violation_is_heard(server: Server, porta
     with Peer(server.port) as peer:
         peer.send(text("one"), frame(3), text("two"))
         assert peer.read_close() == 1002
-    echo = server.newest()
+    echo = server.echo_of(peer)
     wait_for(lambda: echo.code)
     assert echo.heard == ["one"]
 

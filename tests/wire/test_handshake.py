@@ -40,7 +40,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_handshakes_are_refused_and_the_server_lives(server: Server, name: str) -> None:
+def test_wrong_handshakes_are_refused_and_the_server_lives(server: Server, name: str, portable: bool) -> None:
+    if portable and name in {"huge header", "many headers", "huge path"}:
+        pytest.skip("uvicorn never sends the refusal that the library has written")
     with Peer(server.port, handshake=WRONG[name]) as peer:
         assert 400 <= peer.status < 500
         peer.read_end()
@@ -125,8 +127,8 @@ def test_nothing_is_logged_for_a_connection(server: Server, portable: bool, capl
             with Peer(server.port, path) as peer:
                 if peer.status == 101:
                     peer.send(close())
+                    assert wait_for(lambda: server.echo_of(peer).code) == 1000
                 peer.read_end()
         with Peer(server.port, handshake=request("/ws?token=secret", key="wrong")) as peer:
             peer.read_end()
-        wait_for(lambda: server.newest().code)
     assert not caplog.records

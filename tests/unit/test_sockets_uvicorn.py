@@ -1,0 +1,165 @@
+"""What our protocol class uses of uvicorn, websockets and the loops that is nobody's public promise.
+
+Each test fails when a version moves it; `app/sockets` is what then has to follow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import socket
+import sys
+
+import httptools
+import pytest
+import uvloop
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.utils import ClientDisconnected
+from uvicorn.server import Server, ServerState
+from websockets.http11 import Request
+from websockets.protocol import OPEN, SERVER
+from websockets.protocol import Protocol as Library
+from websockets.server import ServerProtocol
+
+from app.sockets.uvicorn import WebSocketProtocol
+
+HTTP = pytest.mark.parametrize("http", [HttpToolsProtocol, H11Protocol])
+
+
+async def nobody(scope: object, receive: object, send: object) -> None:
+    """An application that is never called."""
+
+
+@pytest.fixture
+def config() -> Config:
+    config = Config(nobody, interface="asgi3", ws="app.sockets.uvicorn:WebSocketProtocol", lifespan="off")
+    config.load()
+    return config
+
+
+def test_the_class_is_found_by_its_name(config: Config) -> None:
+    assert config.ws_protocol_class is WebSocketProtocol
+
+
+def test_config(config: Config) -> None:
+    assert config.loaded_app is not None
+    assert config.root_path == ""
+    assert config.asgi_version == "3.0"
+    assert isinstance(config.ws_max_size, int)
+
+
+def test_server_state() -> None:
+    state = ServerState()
+    assert state.connections == set()
+    assert state.tasks == set()
+    assert state.default_headers == []
+
+
+@HTTP
+def test_the_upgrade_goes_connection_data_protocol(http: type) -> None:
+    """In this order, with the request in one piece, and with no look at what we did to the transport."""
+    source = inspect.getsource(http.handle_websocket_upgrade)  # type: ignore[attr-defined]
+    made = source.index("protocol.connection_made(self.transport)")
+    data = source.index('protocol.data_received(b"".join(output))')
+    assert source.index("self.connections.discard(self)") < made < data
+    assert data < source.index("self.transport.set_protocol(protocol)")
+    assert (
+        "config=self.config,\n            server_state=self.server_state,\n            app_state=self.app_state,"
+        in source
+    )
+
+
+@HTTP
+async def test_the_http_protocol_knows_its_addresses(http: type, config: Config) -> None:
+    protocol = http(config=config, server_state=ServerState(), app_state={})
+    assert protocol.server is None
+    assert protocol.client is None
+    assert protocol.scheme is None
+
+
+async def test_the_parser_of_httptools_may_be_dropped_during_the_upgrade(config: Config) -> None:
+    protocol = HttpToolsProtocol(config=config, server_state=ServerState(), app_state={})
+    assert isinstance(protocol.parser, httptools.HttpRequestParser)
+    assert "self.parser" not in inspect.getsource(HttpToolsProtocol.handle_websocket_upgrade)
+    assert "self.parser = None" in inspect.getsource(HttpToolsProtocol.connection_lost)
+
+
+def test_the_upgrade_happens_while_the_parsers_exception_is_handled() -> None:
+    """Its argument says where the request ended in the local variable `data`."""
+    source = inspect.getsource(HttpToolsProtocol.data_received)
+    assert "def data_received(self, data: bytes)" in source
+    assert "except httptools.HttpParserUpgrade:" in source
+    parser = httptools.HttpRequestParser(object())
+    request = b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+    parser.feed_data(request[:20])
+    with pytest.raises(httptools.HttpParserUpgrade) as caught:
+        parser.feed_data(request[20:] + b"behind")
+    assert caught.value.args[0] == len(request) - 20
+    assert sys.exception() is None
+
+
+async def test_h11_keeps_what_stands_behind_the_request(config: Config) -> None:
+    protocol = H11Protocol(config=config, server_state=ServerState(), app_state={})
+    assert protocol.conn.trailing_data == (b"", False)
+
+
+def test_a_stopping_server_tells_each_connection_and_waits_for_the_set() -> None:
+    assert "connection.shutdown()" in inspect.getsource(Server.shutdown)
+    assert "while self.server_state.connections" in inspect.getsource(Server._wait_tasks_to_complete)
+
+
+def test_a_gone_client_is_an_oserror() -> None:
+    """Starlette makes WebSocketDisconnect of it."""
+    assert issubclass(ClientDisconnected, OSError)
+
+
+def test_the_library_can_be_dismissed() -> None:
+    library = Library(SERVER, state=OPEN)
+    assert library.parser is not None
+    assert library.parser_exc is None
+    assert library.handshake_exc is None
+    assert library.current_size is None
+    handshake = ServerProtocol()
+    handshake.receive_data(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    [request] = handshake.events_received()
+    assert isinstance(request, Request)
+    assert handshake.accept(request).status_code == 426
+    assert request._exception is handshake.handshake_exc
+
+
+@pytest.mark.parametrize("new_loop", [uvloop.new_event_loop, asyncio.new_event_loop])
+def test_transports(new_loop: object) -> None:
+    """`abort` ends a closing transport; the socket takes options; what a lost transport may still be asked."""
+
+    async def check() -> None:
+        loop = asyncio.get_running_loop()
+        made: asyncio.Future[asyncio.Transport] = loop.create_future()
+        lost = asyncio.Event()
+
+        class Probe(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                assert isinstance(transport, asyncio.Transport)
+                made.set_result(transport)
+
+            def connection_lost(self, exc: Exception | None) -> None:
+                lost.set()
+
+        server = await loop.create_server(Probe, "127.0.0.1", 0)
+        with socket.create_connection(server.sockets[0].getsockname()):
+            transport = await made
+            assert isinstance(transport.get_protocol(), Probe)
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 131_072)
+            transport.write(b"x" * 8_000_000)
+            transport.close()
+            assert transport.get_write_buffer_size()
+            transport.abort()
+            transport.write(b"ignored")
+            await asyncio.wait_for(lost.wait(), 5)
+            transport.abort()
+            transport.close()
+        server.close()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:  # type: ignore[arg-type]
+        runner.run(check())
