@@ -47,6 +47,8 @@ LINGER_SECONDS = 5.0
 CHECK_SECONDS = 15
 OPEN_SECONDS = 5.0
 TOPS = 512
+"""Channels in one call of `Broker.read_tops`."""
+RETRY_SECONDS = 0.5
 
 
 def _settle_future(future: asyncio.Future[None]) -> None:
@@ -114,9 +116,10 @@ class Subscription:
     Attributes:
         muted: the member's client id when it does not want its own messages, else None.
         busy: a page is being read for it.
+        joined: the position with which it entered the group.
     """
 
-    __slots__ = ("busy", "channel", "closed", "encoding", "follower", "member", "muted")
+    __slots__ = ("busy", "channel", "closed", "encoding", "follower", "joined", "member", "muted")
 
     def __init__(self, channel: Channel, member: Member, encoding: Encoding, muted: str | None = None) -> None:
         self.channel = channel
@@ -124,6 +127,7 @@ class Subscription:
         self.encoding = encoding
         self.muted = muted
         self.follower: Follower | None = None
+        self.joined: Position | None = None
         self.busy = False
         self.closed = False
 
@@ -246,12 +250,14 @@ class Channel:
         state: what continuity knows.
         written: up to where the group has been given everything.
         out: delivered, not yet written.
+        asked: generation of the newest sync that was sent; another one of it reads on from there.
         checked: where it stood at the last periodic check; a channel that stands still needs no ring.
         users: subscriptions, in the group or not, and those being opened.
     """
 
     __slots__ = (
         "_leaving",
+        "asked",
         "checked",
         "flush",
         "groups",
@@ -275,6 +281,7 @@ class Channel:
         self.flush: Flush | None = None
         self.ring: Ring | None = None
         self.users = 0
+        self.asked = -1
         self.checked: Position | None = None
         self.scattering = False
         self.linger: asyncio.TimerHandle | None = None
@@ -294,6 +301,8 @@ class Channel:
 
     def join(self, subscription: Subscription) -> None:
         """Enter the group; only at exactly its position (`Follower.joins` said NOW) and with no flush under way."""
+        assert subscription.follower is not None
+        subscription.joined = subscription.follower.position
         subscription.follower = None
         group = self.groups.get(subscription.encoding)
         if group is None:
@@ -309,8 +318,7 @@ class Channel:
             self._leaving.append(subscription)
             return
         self._remove(subscription)
-        assert self.written is not None
-        subscription.follower = Follower(self.written, self.state.epoch)
+        subscription.follower = Follower(self._position_of(subscription), self.state.epoch)
 
     def drop(self, subscription: Subscription) -> None:
         """The member is gone; its socket's `write` does nothing any more."""
@@ -331,10 +339,17 @@ class Channel:
         members = [member for group in self.groups.values() for member in group.members.values()]
         self.groups = {}
         for member in members:
-            assert self.written is not None
-            member.follower = Follower(self.written, epoch)
+            member.follower = Follower(self._position_of(member), epoch)
         self.written = None  # nobody may join before the group's new position is known
         return members
+
+    def _position_of(self, subscription: Subscription) -> Position:
+        """Where a member stands: the group's position, or, if nothing was written since it joined, the one it brought.
+        The two can differ in their epoch, and only its own is proof of what it has seen.
+        """
+        assert self.written is not None
+        joined = subscription.joined
+        return joined if joined is not None and joined.offset == self.written.offset else self.written
 
     def _remove(self, subscription: Subscription) -> None:
         group = self.groups.get(subscription.encoding)
@@ -565,13 +580,19 @@ class Hub:
             if self.ring_bytes > RINGS:
                 self._drop_ring(channel)
         elif channel.users > 1 and self.ring_bytes < RINGS:
-            position = item.publication.position
-            assert position is not None
-            before = channel.written if channel.written is not None and not channel.out else None
-            if before is not None and before.offset == position.offset - 1:
-                channel.ring = Ring(before)
-                self.ring_bytes += channel.ring.append(item)
+            ring = self._new_ring(channel, item)
+            if ring is not None:
+                channel.ring = ring
+                self.ring_bytes += ring.append(item)
         self._queue(channel, item)
+
+    @staticmethod
+    def _new_ring(channel: Channel, item: Shared) -> Ring | None:
+        """A ring can begin where everything delivered is written, so that `written` is the message before this one."""
+        before, position = channel.written, item.publication.position
+        if before is None or position is None or channel.out or channel.flush is not None:
+            return None
+        return Ring(before) if before.offset == position.offset - 1 else None
 
     def _queue(self, channel: Channel, item: Shared) -> None:
         if not channel.out:
@@ -600,13 +621,20 @@ class Hub:
             channel.ring = None
 
     def _start_syncs(self) -> None:
+        """The first questions of a turn share one call, which brings no messages; who is behind asks on alone."""
         due, self._due = self._due, {}
-        asked = list(due.items())
-        if len(asked) == 1:
-            self.spawn(self._sync(*asked[0]))
-            return
-        for start in range(0, len(asked), TOPS):
-            self.spawn(self._sync_tops(asked[start : start + TOPS]))
+        first: list[tuple[str, Sync]] = []
+        for name, sync in due.items():
+            channel = self.channels.get(name)
+            if channel is None:
+                continue
+            if channel.asked == sync.generation or len(due) == 1:
+                self.spawn(self._sync(name, sync))
+            else:
+                first.append((name, sync))
+            channel.asked = sync.generation
+        for start in range(0, len(first), TOPS):
+            self.spawn(self._sync_tops(first[start : start + TOPS]))
 
     async def _sync(self, name: str, sync: Sync) -> None:
         try:
@@ -636,8 +664,11 @@ class Hub:
     def _retry(self, names: Sequence[str]) -> None:
         """Ask again a little later, all that failed together."""
         if not self._again:
-            self._loop.call_later(0.5, self._ask_again)
+            self._loop.call_later(RETRY_SECONDS, self._ask_again)
         self._again.update(names)
+        for name in names:
+            if name in self.channels:
+                self.channels[name].asked = -1
 
     def _ask_again(self) -> None:
         names, self._again = self._again, set()
