@@ -14,7 +14,10 @@ from app.brokers import Broker
 from app.core.continuity import Follower, Gap, Join, Reading, Reason, Resumed, Verdict, resume, subscribe
 from app.core.errors import TocsinError
 from app.core.messages import Position
-from app.engine.hub import PAGE, Channel, Hub, Shared, Subscription
+from app.engine.channel import Channel, Subscription
+from app.engine.hub import Hub
+from app.engine.inquiry import PAGE
+from app.engine.shared import Shared
 
 TURN = 131_072
 """Bytes from a ring to one follower in one turn of the loop."""

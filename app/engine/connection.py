@@ -8,7 +8,8 @@ from app.core.errors import TocsinError
 from app.core.messages import Published
 from app.core.session import Command, Disconnect, Effect, PlainSession, Store
 from app.engine.catchup import CatchUp
-from app.engine.hub import Channel, Hub, Subscription
+from app.engine.channel import Channel, Subscription
+from app.engine.hub import Hub
 from app.engine.roster import Roster
 from app.protocols import Codec
 from app.sockets import Socket

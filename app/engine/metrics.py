@@ -79,7 +79,7 @@ def snapshot_of(
         "writes": hub.counters.writes,
         "lagged": hub.counters.lagged,
         "gaps": hub.counters.gaps,
-        "syncs": hub.counters.resyncs,
+        "syncs": hub.inquiry.asked,
         "reader_losses": hub.counters.reconnects,
         "replayed": catchup.replayed,
         "pages": catchup.pages,

@@ -251,7 +251,7 @@ class Worker:
             last = now
             try:
                 self._roster.turn()
-                self._hub.check()
+                self._hub.inquiry.check()
                 if not self._beating:
                     self._beating = True
                     self._hub.spawn(self._beat())

@@ -1,0 +1,152 @@
+"""Inquiries: asking the store where channels stand, many in one call, again after a failure, and now and then unasked.
+
+The first questions of one turn share a call, which brings no messages; a channel that is behind reads on alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+from app.brokers import Broker
+from app.core.continuity import Mode, Reading, Sync
+from app.core.errors import TocsinError
+from app.engine.channel import Channel
+
+PAGE = 128
+"""Publications asked for in one read."""
+TOPS = 512
+"""Channels in one call of `Broker.read_tops`."""
+RETRY_SECONDS = 0.5
+CHECK_SECONDS = 15
+
+Spawn = Callable[[Coroutine[Any, Any, None]], None]
+
+
+class Inquiry:
+    """The questions of one hub.
+
+    Args:
+        broker: the store.
+        channels: of the hub, by name.
+        spawn: runs a coroutine under supervision.
+        answer: is given a reading and the generation of its question.
+        differ: is told of a channel that a check found elsewhere than it believes to be.
+        idle: is told of a channel that has stood still between two checks.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        channels: Mapping[str, Channel],
+        *,
+        spawn: Spawn,
+        answer: Callable[[Channel, Reading, int], None],
+        differ: Callable[[Channel], None],
+        idle: Callable[[Channel], None],
+    ) -> None:
+        self._broker = broker
+        self._channels = channels
+        self._spawn = spawn
+        self._answer = answer
+        self._differ = differ
+        self._idle = idle
+        self._due: dict[str, Sync] = {}
+        self._again: set[str] = set()
+        self._checks: list[Channel] = []
+        self.asked = 0
+
+    def ask(self, name: str, sync: Sync) -> None:
+        """Ask in this turn of the loop; a newer question of the same channel takes the older one's place."""
+        self.asked += 1
+        if not self._due:
+            asyncio.get_running_loop().call_soon(self._start)
+        self._due[name] = sync
+
+    def forget(self) -> None:
+        """Drop what has not been sent: the reader is lost, and every channel asks anew when it is back."""
+        self._due.clear()
+        self._again.clear()
+
+    def check(self) -> None:
+        """Once a second: ask where a fifteenth of the channels stand. A live message that was lost in an idle channel
+        is found by this within `CHECK_SECONDS`.
+        """
+        if not self._checks:
+            self._checks = list(self._channels.values())
+        count = -(-len(self._channels) // CHECK_SECONDS)
+        turn, self._checks = self._checks[:count], self._checks[count:]
+        batch = [channel for channel in turn if channel.live]
+        for start in range(0, len(batch), TOPS):
+            self._spawn(self._check(batch[start : start + TOPS]))
+
+    async def _check(self, channels: Sequence[Channel]) -> None:
+        sent = [(channel, channel.state.epoch, channel.state.position) for channel in channels]
+        try:
+            readings = await self._broker.read_tops([(channel.name, position) for channel, _, position in sent])
+        except TocsinError:
+            return
+        for (channel, epoch, position), reading in zip(sent, readings, strict=True):
+            if isinstance(reading, Reading) and position is not None:
+                if channel.state.differs(reading, epoch, position):
+                    self._differ(channel)
+                elif channel.checked == position:
+                    self._idle(channel)
+                channel.checked = position
+
+    def _start(self) -> None:
+        due, self._due = self._due, {}
+        first: list[tuple[str, Sync]] = []
+        for name, sync in due.items():
+            channel = self._channels.get(name)
+            if channel is None:
+                continue
+            if channel.asked == sync.generation or len(due) == 1:
+                self._spawn(self._read(name, sync))
+            else:
+                first.append((name, sync))
+            channel.asked = sync.generation
+        for start in range(0, len(first), TOPS):
+            self._spawn(self._read_tops(first[start : start + TOPS]))
+
+    async def _read(self, name: str, sync: Sync) -> None:
+        try:
+            reading = await self._broker.read(name, sync.position, PAGE)
+        except TocsinError:
+            self._retry([name])
+            return
+        self._tell(name, reading, sync)
+
+    async def _read_tops(self, asked: Sequence[tuple[str, Sync]]) -> None:
+        try:
+            readings = await self._broker.read_tops([(name, sync.position) for name, sync in asked])
+        except TocsinError:
+            self._retry([name for name, _ in asked])
+            return
+        for (name, sync), reading in zip(asked, readings, strict=True):
+            if isinstance(reading, Reading):
+                self._tell(name, reading, sync)
+            else:
+                self._retry([name])
+
+    def _tell(self, name: str, reading: Reading, sync: Sync) -> None:
+        channel = self._channels.get(name)
+        if channel is not None:
+            self._answer(channel, reading, sync.generation)
+
+    def _retry(self, names: Sequence[str]) -> None:
+        """Ask again a little later, all that failed together."""
+        if not self._again:
+            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._ask_again)
+        self._again.update(names)
+        for name in names:
+            if name in self._channels:
+                self._channels[name].asked = -1
+
+    def _ask_again(self) -> None:
+        names, self._again = self._again, set()
+        for name in names:
+            channel = self._channels.get(name)
+            if channel is not None and channel.state.mode is Mode.SYNC and name not in self._due:
+                self.ask(name, Sync(channel.state.position, channel.state.generation))
