@@ -10,10 +10,9 @@ import hmac
 import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
-
-from starlette.datastructures import Headers
 
 from app.core.errors import Forbidden, Unauthorized
 from app.core.identity import ApiKey, Identity
@@ -22,6 +21,10 @@ NOT_LOOPBACK = (
     "no authentication is configured, so only this machine may connect: set TOCSIN_API_KEYS, or let everyone in with "
     "TOCSIN_ALLOW_ANONYMOUS=true"
 )
+_NAMES = frozenset({b"host", b"origin", b"x-api-key"})
+_ANONYMOUS = Identity()
+_MASTER = Identity(admin=True)
+"""Who comes in while only this machine may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +55,25 @@ class Access:
             Forbidden: not from this machine while sheltered, or from a foreign web page.
             Unauthorized: no credentials where they are needed, or bad ones.
         """
-        headers = Headers(scope=dict(scope))
-        if self.sheltered:
-            self._require_loopback(scope, headers)
-        self._require_origin(headers)
-        shown = headers.get("x-api-key")
-        if shown is not None:
-            return self._identify_key(shown)
-        if self.anonymous or self.sheltered:
-            return Identity(admin=self.sheltered)
+        found = {name: value.decode("latin-1") for name, value in scope["headers"] if name in _NAMES}
+        host = found.get(b"host", "")
+        sheltered = self.sheltered
+        if sheltered:
+            server = scope.get("server")
+            if not server or not is_loopback(str(server[0])) or not is_loopback_name(host):
+                raise Forbidden(NOT_LOOPBACK)
+        if b"origin" in found:
+            self._require_origin(found[b"origin"], host)
+        if b"x-api-key" in found:
+            return self._identify_key(found[b"x-api-key"])
+        if sheltered:
+            return _MASTER
+        if self.anonymous:
+            return _ANONYMOUS
         raise Unauthorized("credentials are needed: send an API key as X-API-Key")
 
     def _identify_key(self, shown: str) -> Identity:
-        digest = hashlib.sha256(shown.encode("utf-8", "surrogateescape")).digest()
+        digest = hashlib.sha256(shown.encode("latin-1")).digest()
         found = None
         for key in self.keys:
             if hmac.compare_digest(key.digest, digest):
@@ -73,25 +82,17 @@ class Access:
             raise Unauthorized("this API key is not known")
         return Identity.of_key(found)
 
-    def _require_loopback(self, scope: Mapping[str, Any], headers: Headers) -> None:
-        server = scope.get("server")
-        if not server or not is_loopback(str(server[0])) or not is_loopback_name(headers.get("host", "")):
-            raise Forbidden(NOT_LOOPBACK)
-
-    def _require_origin(self, headers: Headers) -> None:
-        origin = headers.get("origin")
-        if origin is None:
-            return
+    def _require_origin(self, origin: str, host: str) -> None:
         if origin != "null":
-            host = headers.get("host", "").lower()
             parts = urlsplit(origin.lower())
-            if parts.netloc == host or origin.lower() in self.origins:
+            if parts.netloc == host.lower() or origin.lower() in self.origins:
                 return
             if self.sheltered and is_loopback_name(parts.netloc):
                 return
         raise Forbidden("this web origin may not connect: list it in TOCSIN_ORIGINS")
 
 
+@lru_cache(maxsize=256)
 def is_loopback(address: str) -> bool:
     """Whether an address is of this machine's loopback (127.0.0.0/8, ::1)."""
     try:
@@ -100,6 +101,7 @@ def is_loopback(address: str) -> bool:
         return False
 
 
+@lru_cache(maxsize=256)
 def is_loopback_name(host: str) -> bool:
     """Whether a Host header names the loopback: `localhost`, a loopback address, each with or without a port."""
     try:

@@ -227,3 +227,26 @@ async def test_redis_down_at_start_is_not_ready_and_recovers_without_a_restart()
     finally:
         service.end()
         later.kill()
+
+
+async def test_many_channels_that_are_behind_at_once_are_all_made_whole(
+    own_redis: RedisServer, fragile: Service
+) -> None:
+    run = secrets.token_hex(4)
+    channels = [f"many:{run}:{number}" for number in range(30)]
+    async with contextlib.AsyncExitStack() as stack:
+        listeners = [
+            Listener(await stack.enter_async_context(fragile.connect(channel))) for channel in channels for _ in (1, 2)
+        ]
+        with own_redis.client() as admin:
+            for count in range(6):
+                await asyncio.to_thread(admin.execute_command, "CLIENT", "KILL", "TYPE", "pubsub")
+                batch = [{"channel": channel, "data": f"{count}:{item}"} for channel in channels for item in range(20)]
+                answer = await asyncio.to_thread(
+                    httpx.post, f"{fragile.url}/api/v1/messages", json={"messages": batch}, timeout=10
+                )
+                assert all("id" in result for result in answer.json()["results"])
+        for listener in listeners:
+            await listener.until("5:19")
+            assert listener.heard == [f"{count}:{item}" for count in range(6) for item in range(20)]
+            await listener.stop()
