@@ -46,15 +46,14 @@ class Messages:
         """As few chunks as `JOIN_LIMIT` and `ALONE` (bytes) allow, in order."""
         chunks: list[tuple[Sized, ...]] = []
         run: list[Sized] = []
-        size = 0
+        room = JOIN_LIMIT
         for unit in units:
-            if run and (unit[1] > ALONE or size + unit[1] > JOIN_LIMIT):
+            size = unit[1]
+            if run and (size > room or size > ALONE):
                 chunks.append(tuple(run))
-                run, size = [], 0
+                run, room = [], JOIN_LIMIT
             run.append(unit)
-            size += unit[1]
-            if unit[1] > ALONE:
-                size = JOIN_LIMIT
+            room = room - size if size <= ALONE else -1
         if run:
             chunks.append(tuple(run))
         return chunks
@@ -123,6 +122,8 @@ class AsgiSocket:
     async def run(self, receiver: Receiver) -> None:
         """Drive the connection until it ends; `receiver.on_closed` has been called when this returns or raises."""
         self._receiver = receiver
+        if self.paused:
+            receiver.on_paused()
         work = [asyncio.create_task(self._read()), asyncio.create_task(self._drain())]
         for task in work:
             task.add_done_callback(self._check)

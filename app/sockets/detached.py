@@ -42,7 +42,11 @@ _OPEN, _CLOSING, _ENDING, _ENDED = range(4)
 
 
 def dismiss(library: Library) -> None:
-    """Cut the reference cycles of a library object (its generator, its error's traceback): no collector needed."""
+    """Cut the reference cycles of a library object, its generator and its errors' tracebacks: no collector needed."""
+    error: BaseException | None = library.parser_exc or library.handshake_exc
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__
     library.parser.close()
     del library.parser, library.parser_exc, library.handshake_exc
 

@@ -171,6 +171,7 @@ async def test_a_slow_peer_is_reported_and_bounded() -> None:
     for _ in range(11):
         write(ours, b"x" * 10)
     assert ours.paused
+    await turns()
     assert log.heard == ["paused"]
     asgi.open.set()
     await turns(20)

@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import socket
 import sys
+from typing import cast
 
 import httptools
 import pytest
@@ -140,15 +141,14 @@ def test_transports(new_loop: object) -> None:
 
         class Probe(asyncio.Protocol):
             def connection_made(self, transport: asyncio.BaseTransport) -> None:
-                assert isinstance(transport, asyncio.Transport)
-                made.set_result(transport)
+                made.set_result(cast("asyncio.Transport", transport))
 
             def connection_lost(self, exc: Exception | None) -> None:
                 lost.set()
 
         server = await loop.create_server(Probe, "127.0.0.1", 0)
         with socket.create_connection(server.sockets[0].getsockname()):
-            transport = await made
+            transport = await asyncio.wait_for(made, 5)
             assert isinstance(transport.get_protocol(), Probe)
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 131_072)
             transport.write(b"x" * 8_000_000)

@@ -80,6 +80,8 @@ class Echo:
             case ["!ping"]:
                 [chunk] = self.socket.framing.join([self.socket.framing.text(b"alive")])
                 self.socket.ping(chunk)
+            case unknown:
+                raise ValueError(unknown)
 
     def on_binary(self, payload: bytes) -> None:
         self.heard.append(payload)
@@ -155,12 +157,16 @@ class Server:
                 raise RuntimeError("as the test wants")
             case "/nothing":
                 return
+            case _:
+                pass
         await send({"type": "websocket.accept", "subprotocol": next(iter(scope["subprotocols"]), None)})
         match scope["path"]:
             case "/leave":
                 return
             case "/break":
                 raise RuntimeError("as the test wants")
+            case _:
+                pass
         echo = Echo()
         self.echoes[scope["client"][1]] = echo
         handover = scope.get("extensions", {}).get(EXTENSION)

@@ -173,9 +173,14 @@ def test_a_broadcast_goes_on_while_peers_vanish(server: Server) -> None:
     echoes = [server.echo_of(peer) for peer in peers]
     for peer in peers[::2]:
         peer.reset()
+
+    def write_all(payload: bytes) -> None:
+        for echo in echoes:
+            echo.write(payload)
+
     while sum(echo.code is not None for echo in echoes) < 10:
-        server.call(lambda: [echo.write(b"news") for echo in echoes])
-    server.call(lambda: [echo.write(b"last") for echo in echoes])
+        server.call(lambda: write_all(b"news"))
+    server.call(lambda: write_all(b"last"))
     for peer in peers[1::2]:
         while peer.read_text() != "last":
             pass

@@ -132,14 +132,14 @@ def test_a_peer_that_pings_and_does_not_read(server: Server, kind: str) -> None:
 def test_closing_a_stalled_peer_frees_it_within_the_deadline(server: Server, portable: bool) -> None:
     if portable:
         pytest.skip("uvicorn waits for ever for such a peer to read")
-    before = server.connections
+    wait_for(lambda: server.connections == 0)
     with Peer(server.port, receive_buffer=4096) as peer:
         echo = server.echo_of(peer)
         fill(server, echo)
-        assert server.connections == before + 1
+        assert server.connections == 1
         began = time.monotonic()
         server.call(lambda: echo.socket.close(4508))
-        wait_for(lambda: server.connections == before)
+        wait_for(lambda: server.connections == 0)
         assert time.monotonic() - began < LIMITS.close_seconds + 1.5
         assert wait_for(lambda: echo.code) == 1006
 
@@ -147,19 +147,19 @@ def test_closing_a_stalled_peer_frees_it_within_the_deadline(server: Server, por
 def test_a_stalled_peer_that_closes_is_freed_within_the_deadline(server: Server, portable: bool) -> None:
     if portable:
         pytest.skip("uvicorn waits for ever for such a peer to read")
-    before = server.connections
+    wait_for(lambda: server.connections == 0)
     with Peer(server.port, receive_buffer=4096) as peer:
         echo = server.echo_of(peer)
         fill(server, echo)
         peer.send(close(4000))
-        wait_for(lambda: server.connections == before)
+        wait_for(lambda: server.connections == 0)
         assert wait_for(lambda: echo.code) == 4000
 
 
 def test_aborting_a_stalled_peer_frees_it_at_once(server: Server, kind: str) -> None:
     if kind == "portable":
         pytest.skip("no ASGI message aborts: uvicorn waits for the peer to read")
-    before = server.connections
+    wait_for(lambda: server.connections == 0)
     with Peer(server.port, receive_buffer=4096) as peer:
         echo = server.echo_of(peer)
         fill(server, echo)
@@ -167,7 +167,7 @@ def test_aborting_a_stalled_peer_frees_it_at_once(server: Server, kind: str) -> 
         server.call(echo.socket.abort)
         assert wait_for(lambda: echo.code) == 1006
         if kind == "kept":  # the application returns, and our protocol class closes with its own deadline
-            wait_for(lambda: server.connections == before)
+            wait_for(lambda: server.connections == 0)
         else:
-            wait_for(lambda: server.connections == before, 0.5)
+            wait_for(lambda: server.connections == 0, 0.5)
             assert time.monotonic() - began < LIMITS.close_seconds
