@@ -99,6 +99,8 @@ def read_rule(value: Any) -> Any:
         rule = _Rule.model_validate(value)
     except ValidationError as error:
         raise ValueError(_first_line(error)) from None
+    if "{user}" in rule.channel:
+        raise ValueError("`{user}` stands for somebody, and a rule is about nobody: write `*`")
     return ChannelRule(
         pattern=_check_pattern(rule.channel),
         history=rule.history,

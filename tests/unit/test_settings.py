@@ -80,8 +80,8 @@ def test_the_high_mark_has_room_for_two_messages(monkeypatch: pytest.MonkeyPatch
 
 
 def test_channel_rules_come_as_json_or_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    text = '[{"channel": "typing:*", "history": 0, "anonymous": ["subscribe"]}, {"channel": "user:{user}"}]'
-    expected = (ChannelRule("typing:*", history=0, anonymous=frozenset({Verb.SUBSCRIBE})), ChannelRule("user:{user}"))
+    text = '[{"channel": "typing:*", "history": 0, "anonymous": ["subscribe"]}, {"channel": "user:*"}]'
+    expected = (ChannelRule("typing:*", history=0, anonymous=frozenset({Verb.SUBSCRIBE})), ChannelRule("user:*"))
     assert read(monkeypatch, CHANNELS=text).channels == expected
     path = tmp_path / "channels.json"
     path.write_text(text + "\n")
