@@ -135,9 +135,8 @@ class Worker:
         self.incarnation = incarnation
         self.node = node
         self.slot = -1
-        self.leased_at = -LEASE_SECONDS
         self.lag = Lag()
-        self.others: dict[int, dict[str, Any]] = {}
+        self._others: set[int] = set()
 
     def start(self) -> None:
         """Begin to tick, on the running loop."""
@@ -165,18 +164,17 @@ class Worker:
 
     async def workers(self) -> dict[int, dict[str, Any] | None]:
         """The last snapshot of each worker of this node by slot; None for one that is known but cannot be asked."""
-        known: dict[int, dict[str, Any] | None] = dict.fromkeys(self.others)
+        known: dict[int, dict[str, Any] | None] = dict.fromkeys(self._others)
         try:
             leases: list[bytes] = await self._store.script("leases", [f"{self._keys}:all"], [f"{self._keys}:lease:"])
         except TocsinError:
             leases = []
         else:
-            self.others = {}
             known = {}
         for lease in leases:
             node, slot, snapshot = lease.split(b"\n", 2)
             if node.decode() == self.node and int(slot) >= 0:
-                known[int(slot)] = self.others[int(slot)] = orjson.loads(snapshot)
+                known[int(slot)] = orjson.loads(snapshot)
         known[max(self.slot, 0)] = self._snapshot()
         return known
 
@@ -263,7 +261,7 @@ class Worker:
         self._beats += 1
         slots = self._slots if self._beats <= PATIENCE else SPARE_SLOTS
         try:
-            slot, _ = await self._store.script(
+            slot, _, others = await self._store.script(
                 "beat",
                 [f"{self._keys}:all", f"{self._keys}:dead"],
                 [
@@ -281,7 +279,7 @@ class Worker:
         finally:
             self._beating = False
         self.slot = int(slot)
-        self.leased_at = self._loop.time()
+        self._others = {int(other) for other in others if other >= 0}
 
     def _sample(self) -> None:
         now = self._loop.time()

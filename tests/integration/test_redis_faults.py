@@ -102,6 +102,7 @@ async def test_redis_killed_and_restarted_under_load_listeners_stay_and_miss_not
         await asyncio.to_thread(own_redis.kill)
         await asyncio.to_thread(until, lambda: fragile.get("/readyz").status_code == 503, 10)
         assert fragile.get("/livez").status_code == 200
+        assert sorted(fragile.metric("worker_up").values()) == [0, 1]
         started = time.monotonic()
         refused = fragile.post(channel, {"data": "away"})
         assert time.monotonic() - started < 1.0
