@@ -1,0 +1,86 @@
+"""The commands of the documents do what stands under them, on a real service."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.stage.service import Service
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = ("README.md", "docs/protocol.md")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def commands(block: str) -> list[tuple[list[str], str | None]]:
+    """Each command of a block as arguments, with the answer that stands under it as a comment."""
+    found: list[tuple[list[str], str | None]] = []
+    for line in block.replace("\\\n", " ").splitlines():
+        if line.startswith("# "):
+            found[-1] = (found[-1][0], line.removeprefix("# "))
+        elif line:
+            found.append((shlex.split(line, comments=True), None))
+    return found
+
+
+def without_chance(answer: str) -> str:
+    """An answer with epochs and times replaced: they differ with each run."""
+    return re.sub(r'"at":\d+', '"at":0', re.sub(r"\b[0-9a-f]{12}-(\d+)", r"epoch-\1", answer))
+
+
+def curl_binary() -> str:
+    found = shutil.which("curl")
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail("curl is missing")
+        pytest.skip("curl is not installed")
+    return found
+
+
+def on_stage(text: str, service: Service) -> str:
+    """The text with this service's address, in channels that nobody else uses."""
+    mark = secrets.token_hex(4)
+    return text.replace("127.0.0.1:8000", f"127.0.0.1:{service.port}").replace("room:4", f"room:{mark}:4")
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_curl_answers_what_the_document_says(service: Service, name: str) -> None:
+    text = on_stage((ROOT / name).read_text("utf-8"), service)
+    asked = [one for block in blocks(text, "sh") for one in commands(block) if one[0][0] == "curl"]
+    assert asked
+    for arguments, expected in asked:
+        options = ["--silent", "--show-error", "--max-time", "10", *([] if expected else ["--fail"])]
+        done = subprocess.run(
+            [curl_binary(), *options, *arguments[1:]], capture_output=True, text=True, timeout=20, check=False
+        )
+        assert done.returncode == 0, f"{shlex.join(arguments)}: {done.stderr}{done.stdout}"
+        if expected is not None:
+            assert without_chance(done.stdout) == without_chance(expected), shlex.join(arguments)
+
+
+def test_python_runs_as_it_stands(service: Service) -> None:
+    shown = blocks(on_stage((ROOT / "docs" / "protocol.md").read_text("utf-8"), service), "python")
+    assert shown
+    for number, block in enumerate(shown, 1):
+        exec(compile(block, f"protocol.md, block {number}", "exec"), {})
+
+
+def test_the_browser_code_is_that_of_the_page() -> None:
+    """Which a test of the page runs in a browser."""
+    page = (ROOT / "app" / "edge" / "page" / "page.js").read_text("utf-8")
+    found = re.search(r"function snippet\(channel\) {\n  return `(.*?)`;\n}", page, re.DOTALL)
+    assert found is not None
+    expected = found[1].replace("${JSON.stringify(address(channel))}", '"ws://127.0.0.1:8000/ws?channel=lobby"')
+    (shown,) = blocks((ROOT / "README.md").read_text("utf-8"), "js")
+    assert shown.strip() == expected
+    assert len(expected.splitlines()) == 10
