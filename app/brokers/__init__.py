@@ -45,6 +45,9 @@ class Listener(Protocol):
     def drained(self) -> None:
         """All messages that had arrived have been given to `received`: a good moment to write."""
 
+    def settled(self) -> None:
+        """A batch of this worker's publishes has been answered; `Outlet.busy` says whether another is on its way."""
+
     def told(self, message: bytes) -> None:
         """A message on the control channel of the workers, or on this worker's own."""
 
@@ -54,16 +57,18 @@ class Listener(Protocol):
         """
 
 
-class Broker(Protocol):
-    """A log per channel with positions, and the way to hear it live.
+class Outlet(Protocol):
+    """Where publishes go.
 
-    Guarantees: one channel has one order, the same in the log and live. A message is in the log before anyone hears
-    it. An answer of `read` was begun after the call. Every method that awaits raises `Unavailable` when the store is
-    away or does not answer in time, at once when that is already known.
+    Guarantees: a message is in the log before anyone hears it. Two drafts of one caller keep their order.
     """
 
     def publish(self, draft: Draft, receipt: Receipt) -> None:
-        """Take a message; `receipt` is called later, exactly once. Two drafts of one caller keep their order."""
+        """Take a message; `receipt` is called later, exactly once."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether publishes of this worker are on their way: more will be heard shortly. `Listener.settled` follows."""
 
     @property
     def congested(self) -> bool:
@@ -71,6 +76,14 @@ class Broker(Protocol):
 
     def when_uncongested(self, callback: Callable[[], None]) -> None:
         """Call back once when that is over (at once when it is not so)."""
+
+
+class Log(Protocol):
+    """What has been published, with positions.
+
+    Guarantees: one channel has one order, the same here and live. An answer was begun after the call. Every method
+    raises `Unavailable` when the store is away or does not answer in time, at once when that is already known.
+    """
 
     async def read(self, channel: str, position: Position | None, limit: int) -> Reading:
         """Judge `position` and read up to `limit` messages after it (None: only where the channel stands)."""
@@ -91,6 +104,10 @@ class Broker(Protocol):
     async def clear(self, channel: str) -> Position:
         """Forget the log: a new epoch begins, offsets go on. Subscribers are told."""
 
+
+class Feed(Protocol):
+    """What is published from now on, told to a `Listener`."""
+
     def subscribe(self, channel: str) -> None:
         """Begin to hear a channel; `Listener.confirmed` says when. Calls of one turn share a command."""
 
@@ -99,3 +116,7 @@ class Broker(Protocol):
 
     def reconnect(self) -> None:
         """Replace all connections: they do not speak with the same server."""
+
+
+class Broker(Outlet, Log, Feed, Protocol):
+    """A log per channel with positions, and the way to publish to it and to hear it live."""

@@ -127,6 +127,7 @@ class RedisBroker:
             control=(self._control, self._own_control),
             on_probe=self._on_probe,
         )
+        self._writer.on_settled = listener.settled
         for link in (self._writer.link, self._commands.link, self._reader.link):
             link.start()
         self._tender = asyncio.create_task(self._tend(), name="tocsin broker")
@@ -142,6 +143,11 @@ class RedisBroker:
     def full(self) -> bool:
         """Whether the next publish would be refused because too many wait."""
         return self._writer.full
+
+    @property
+    def busy(self) -> bool:
+        """See `Outlet`."""
+        return self._writer.busy
 
     @property
     def congested(self) -> bool:

@@ -82,6 +82,7 @@ class Writer:
         self._deadline = deadline
         self._nonce = nonce
         self._on_replica = on_replica
+        self.on_settled: Callable[[], None] = lambda: None
         self._bounds = bounds
         self._queue: deque[_Call] = deque()
         self._queued_bytes = 0
@@ -96,6 +97,11 @@ class Writer:
     def full(self) -> bool:
         """Whether the next publish would be refused."""
         return len(self._queue) >= self._bounds.queue or self._queued_bytes >= self._bounds.queue_bytes
+
+    @property
+    def busy(self) -> bool:
+        """Whether a batch is in flight or about to be sent."""
+        return bool(self._flight or self._scheduled)
 
     def when_uncongested(self, callback: Callable[[], None]) -> None:
         """Call back once, when the queue has fallen below a quarter of its bounds (at once if it is short)."""
@@ -195,6 +201,7 @@ class Writer:
             _guard(call.receipt, outcome)
         self.errors += refusals
         self.published += len(answers) - refusals
+        self.on_settled()
         if replica:
             self._on_replica()
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from app.core.errors import Forbidden
 from app.core.messages import ChannelRule, Verb, matches
 
+
 @dataclass(frozen=True, slots=True)
 class ApiKey:
     """A backend's key: its SHA-256 digest (32 bytes; the key itself is not kept) and what it may do.

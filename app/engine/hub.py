@@ -28,6 +28,9 @@ log = structlog.get_logger("tocsin.hub")
 
 SLICE = 2_000
 """Sockets written in one turn of the loop."""
+LARGE = 100
+"""Subscribers from which on a fan-out may be held for more messages: below it a write costs less than the wait."""
+HOLDS = 2
 RINGS = 33_554_432
 """Bytes of recent messages kept per worker."""
 LINGER_SECONDS = 5.0
@@ -67,6 +70,7 @@ class Hub:
         self._broker = broker
         self._dirty: list[Channel] = []
         self._scheduled = False
+        self._held = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._slow: list[Subscription] = []
         self._encodings: dict[tuple[Codec, Framing], Encoding] = {}
@@ -186,9 +190,23 @@ class Hub:
             self._perform(found, effects)
 
     def drained(self) -> None:
-        """The burst is over: write."""
-        if self._dirty:
+        """The burst is over: write, or hold a large fan-out for what this worker has on its way."""
+        if self._dirty and not self._hold():
             self._flush()
+
+    def settled(self) -> None:
+        """What was on its way has been answered: nothing of it will come any more, unless another batch follows."""
+        if self._held and not self._hold():
+            self._flush()
+
+    def _hold(self) -> bool:
+        """Whether to wait for more messages to join. No timer: held are only large fan-outs, only while publishes of
+        this worker are on their way, and for `HOLDS` answers of the store at most.
+        """
+        if self._held >= HOLDS or not self._broker.busy or not any(channel.users >= LARGE for channel in self._dirty):
+            return False
+        self._held += 1
+        return True
 
     def told(self, message: bytes) -> None:
         """For the worker."""
@@ -206,6 +224,8 @@ class Hub:
 
     def _on_reading(self, channel: Channel, reading: Reading, generation: int) -> None:
         self._perform(channel, channel.state.on_reading(reading, generation))
+        if channel.out:
+            self._schedule()
 
     def _perform(self, channel: Channel, effects: Sequence[Effect]) -> None:
         for effect in effects:
@@ -223,11 +243,8 @@ class Hub:
                 case Reconnect():
                     log.warning("reader and commands disagree about a channel: replacing both connections")
                     self._broker.reconnect()
-        if channel.live:
-            if channel.out:
-                self._schedule()
-            else:
-                self._settle(channel)
+        if channel.live and not channel.out:
+            self._settle(channel)
 
     def _deliver(self, channel: Channel, item: Shared) -> None:
         if channel.ring is not None:
@@ -284,6 +301,7 @@ class Hub:
 
     def _flush(self) -> None:
         self._scheduled = False
+        self._held = 0
         dirty, self._dirty = self._dirty, []
         for channel in dirty:
             if channel.out and channel.flush is None:

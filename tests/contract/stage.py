@@ -36,6 +36,9 @@ class Ear:
     def received(self, channel: str, item: Publication | Cleared) -> None:
         self.items.append((channel, item))
 
+    def settled(self) -> None:
+        """Not of interest here."""
+
     def drained(self) -> None:
         self.bursts += 1
 
