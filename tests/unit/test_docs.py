@@ -14,6 +14,7 @@ from app.settings import OTHERS, PREFIX, Settings
 ROOT = Path(__file__).parents[2]
 DECISIONS = ROOT / "docs" / "decisions"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+PARTS = ["Context", "Options", "Decision", "Consequences"]
 _BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
@@ -103,12 +104,7 @@ def test_every_decision_stands_in_the_index_and_has_its_parts() -> None:
     assert linked == [page.name for page in pages]
     for page in pages:
         assert read(page).startswith(f"# {page.name[:4]} ")
-        assert re.findall(r"^\*\*(\w+)\.\*\*", read(page), re.MULTILINE) == [
-            "Context",
-            "Options",
-            "Decision",
-            "Consequences",
-        ], page.name
+        assert re.findall(r"^## (.+)$", read(page), re.MULTILINE) == PARTS, page.name
 
 
 def test_codes_in_the_protocol_are_those_of_the_table() -> None:
