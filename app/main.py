@@ -27,7 +27,7 @@ from app.core.errors import Code, TocsinError
 from app.edge.access import Access
 from app.edge.answers import answer, refusal
 from app.edge.http import BodyLimit, Rest, describe
-from app.edge.ops import Ops
+from app.edge.ops import HEALTH, Ops
 from app.edge.websocket import WebSocketEdge
 from app.engine.catchup import CatchUp
 from app.engine.hub import Hub
@@ -59,6 +59,13 @@ class Tocsin(FastAPI):
         """Serve one request, socket or lifespan."""
         if scope["type"] == "websocket" and scope["path"] == "/ws":
             await self.websocket_edge(scope, receive, send)
+        elif scope["type"] == "http" and scope["path"] not in HEALTH:
+            try:
+                self.websocket_edge.access.admit(scope)
+            except TocsinError as error:
+                await answer(error)(scope, receive, send)
+            else:
+                await super().__call__(scope, receive, send)
         elif scope["type"] == "lifespan" and self.refusal is not None:
             await receive()
             await send({"type": "lifespan.startup.failed", "message": self.refusal})

@@ -100,7 +100,7 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z0-9_.-]{1,64}$",
         json_schema_extra=_documented("the host name", "1 to 64 of `A-Z a-z 0-9 _ . -`"),
     )
-    """Name of this node in metrics and in `welcome`; nodes that share a Redis need different ones."""
+    """Name of this node, whose workers `/metrics` shows together; nodes that share a Redis need different ones."""
 
     channels: Annotated[tuple[Annotated[ChannelRule, BeforeValidator(read_rule)], ...], BeforeValidator(read_rules)] = (
         Field(
@@ -152,7 +152,7 @@ class Settings(BaseSettings):
     origins: Annotated[tuple[Annotated[str, BeforeValidator(read_origin)], ...], BeforeValidator(read_list)] = Field(
         default=(), json_schema_extra=_documented("none", "`https://host`, separated by commas or spaces")
     )
-    """Origins of web pages, besides the service's own, that may connect and call."""
+    """Origins of web pages, besides the service's own, whose requests are not refused."""
 
     trusted_proxies: Annotated[
         tuple[Annotated[str, BeforeValidator(read_network)], ...], BeforeValidator(read_list)

@@ -48,20 +48,28 @@ class Access:
         """Only this machine may come in, and it may do everything."""
         return not self.configured and not self.anonymous
 
-    def identify(self, scope: Mapping[str, Any]) -> Identity:
-        """Admit a request or refuse it.
+    def admit(self, scope: Mapping[str, Any]) -> None:
+        """The loopback rule, for whatever is not a question about health.
 
         Raises:
-            Forbidden: not from this machine while sheltered, or from a foreign web page.
+            Forbidden: nothing is configured, and the request did not come to this machine's loopback, by its name.
+        """
+        if self.sheltered:
+            host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+            server = scope.get("server")
+            if not server or not is_loopback(str(server[0])) or not is_loopback_name(host):
+                raise Forbidden(NOT_LOOPBACK)
+
+    def identify(self, scope: Mapping[str, Any]) -> Identity:
+        """Who sent an admitted request.
+
+        Raises:
+            Forbidden: sent by a foreign web page.
             Unauthorized: no credentials where they are needed, or bad ones.
         """
         found = {name: value.decode("latin-1") for name, value in scope["headers"] if name in _NAMES}
         host = found.get(b"host", "")
         sheltered = self.sheltered
-        if sheltered:
-            server = scope.get("server")
-            if not server or not is_loopback(str(server[0])) or not is_loopback_name(host):
-                raise Forbidden(NOT_LOOPBACK)
         if b"origin" in found:
             self._require_origin(found[b"origin"], host)
         if b"x-api-key" in found:

@@ -18,6 +18,8 @@ from app.edge.answers import json
 from app.engine.metrics import CONTENT_TYPE, render
 from app.engine.worker import Worker
 
+HEALTH = frozenset({"/livez", "/readyz", "/healthz"})
+"""Answered to everybody: they say nothing but how the service is."""
 CSP = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 PAGE_HEADERS = {
     "content-security-policy": CSP,
@@ -48,16 +50,19 @@ class Ops:
         """The routes."""
         router = APIRouter()
 
+        @router.head("/livez", include_in_schema=False)
         @router.get("/livez", tags=["operations"])
         async def alive() -> dict[str, str]:
             """200 while the process turns its loop, whatever the store does."""
             return {"status": "alive"}
 
+        @router.head("/readyz", include_in_schema=False)
         @router.get("/readyz", tags=["operations"])
         async def ready() -> Response:
             """200 when this worker can serve, else 503 with the reasons."""
             return self._ready()
 
+        @router.head("/healthz", include_in_schema=False)
         @router.get("/healthz", tags=["operations"])
         async def healthy() -> Response:
             """The same as /readyz."""
@@ -72,6 +77,7 @@ class Ops:
                     raise Unauthorized("metrics need the token of TOCSIN_METRICS_TOKEN")
             return Response(render(await self.worker.workers()), media_type=CONTENT_TYPE)
 
+        @router.head("/", include_in_schema=False)
         @router.get("/", include_in_schema=False)
         async def page() -> Response:
             return self._asset("index.html")

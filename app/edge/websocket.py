@@ -79,6 +79,7 @@ class WebSocketEdge:
         Raises:
             TocsinError: with the HTTP status of the refusal.
         """
+        self.access.admit(scope)
         identity = self.access.identify(scope)
         codec, subprotocol = negotiate(offered, self.codecs)
         channel = check_channel(query.get("channel", DEFAULT_CHANNEL))

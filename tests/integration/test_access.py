@@ -108,3 +108,14 @@ def test_nobody_gets_in_from_elsewhere_when_nothing_is_configured(redis_server: 
     with Service(redis_server.url, redis_prefix="open", allow_anonymous="true") as running:
         assert running.get("/api/v1/connect", headers={"host": "example.org"}).status_code == 204
         assert running.get("/api/v1/channels").status_code == 403
+
+
+def test_beyond_loopback_only_health_answers_while_nothing_is_configured(redis_server: RedisServer) -> None:
+    with Service(redis_server.url, redis_prefix="beyond") as running:
+        foreign = {"host": "example.org"}
+        for path in ("/", "/page/page.js", "/docs", "/openapi.json", "/metrics", "/api/v1/channels"):
+            assert running.get(path, headers=foreign).status_code == 403, path
+        for path in ("/livez", "/readyz", "/healthz"):
+            assert running.get(path, headers=foreign).status_code == 200, path
+            assert httpx.head(running.url + path, headers=foreign).status_code == 200, path
+        assert httpx.head(running.url + "/").status_code == 200
