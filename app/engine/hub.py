@@ -272,8 +272,9 @@ class Hub:
         channel.out.append(item)
 
     def _unreadable(self, channel: Channel) -> None:
-        """A message of a newer version: each member meets it on its own way through the log, and is told."""
-        self._flush_channel(channel, SLICE * 1000)
+        """A message of a newer version: each member meets it on its own way through the log, and is told. What is due
+        before it is read from there too: a flush now would take the channel's position, which is already beyond it.
+        """
         self._scatter(channel, channel.state.epoch)
 
     def _scatter(self, channel: Channel, epoch: str) -> None:
@@ -305,12 +306,10 @@ class Hub:
         dirty, self._dirty = self._dirty, []
         for channel in dirty:
             if channel.out and channel.flush is None:
-                self._flush_channel(channel, SLICE)
+                self._flush_channel(channel)
 
-    def _flush_channel(self, channel: Channel, budget: int) -> None:
-        """Write what is due to the group, at most `budget` sockets now and the rest in the next turns."""
-        if not channel.out or channel.flush is not None:
-            return
+    def _flush_channel(self, channel: Channel) -> None:
+        """Write what is due to the group, to at most `SLICE` sockets now and to the rest in the next turns."""
         items, channel.out = channel.out, []
         position = next((item.publication.position for item in reversed(items) if item.publication.position), None)
         parts: list[tuple[list[Chunk], tuple[Socket, ...]]] = []
@@ -324,7 +323,7 @@ class Hub:
             self.counters.deliveries += len(units) * len(sockets)
             self.counters.writes += len(chunks) * len(sockets)
         channel.flush = Flush(parts, position)
-        self._go_on(channel, budget)
+        self._go_on(channel)
 
     def _write_apart(self, group: Group, items: list[Shared], sockets: tuple[Socket, ...]) -> tuple[Socket, ...]:
         """Who does not want its own messages and has sent one of these gets the others alone."""
@@ -338,10 +337,10 @@ class Hub:
         alone = {subscription.member.socket for subscription in apart}
         return tuple(socket for socket in sockets if socket not in alone)
 
-    def _go_on(self, channel: Channel, budget: int = SLICE) -> None:
+    def _go_on(self, channel: Channel) -> None:
         flush = channel.flush
         assert flush is not None
-        if not flush.step(budget):
+        if not flush.step(SLICE):
             self._loop.call_soon(self._go_on, channel)
             return
         channel.flush = None
