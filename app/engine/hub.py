@@ -346,12 +346,12 @@ class Hub:
         channel.flush = None
         if flush.position is not None:
             channel.written = flush.position
-        channel.settle_leaving()
         if channel.scattering:
             channel.scattering = False
             members = channel.scatter("")
             if members:
                 self._loop.call_soon(self._scattered, members)
+        channel.settle_leaving()
         if channel.out:
             self._dirty.append(channel)
             self._schedule()

@@ -67,6 +67,8 @@ class MemoryBroker:
         self.commands = 0
         self.linked = True
         self.jammed = False
+        self.late = 0.0
+        self.cut = False
         self.reconnects = 0
         self.reads = 0
         self._listener: Listener
@@ -196,7 +198,7 @@ class MemoryBroker:
     async def _ask(self, question: Callable[[], T | None]) -> T:
         await asyncio.sleep(self._delay())
         answer = None if self.chance.random() < self.weather.refuse else question()
-        await asyncio.sleep(self._delay())
+        await asyncio.sleep(self.late or self._delay())
         if answer is None:
             raise away()
         return answer
@@ -292,6 +294,9 @@ class MemoryBroker:
                     self._listener.confirmed(channel)
             elif channel in self._asked:
                 self._listener.received(channel, item)
+            if self.cut:
+                self.cut = False
+                self.lose_reader(5.0)
             if connection != self._connection:
                 return
         self._listener.drained()

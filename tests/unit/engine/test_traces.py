@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 
+import pytest
+
+from app.engine import hub
 from tests.unit.engine.clock import run
 from tests.unit.engine.crowd import Client, Stage
 
@@ -44,6 +47,41 @@ def test_a_message_that_nobody_can_read_is_told_also_when_another_one_came_just_
         stage.broker.release()
         await asyncio.sleep(5)
         assert [client.gaps for client in stage.clients] == [1] * 6
+        await come_to_rest(stage)
+
+    run(story())
+
+
+def test_who_became_slow_in_a_flush_that_ends_with_another_history_is_judged_by_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story() -> None:
+        monkeypatch.setattr(hub, "SLICE", 1)
+        stage = Stage(random.Random(1), clients=12, channels=1)
+        stage.broker.weather.delay = 0.0
+        store = stage.broker.room("room0").store
+        slow = stage.clients[2]
+        await arrive(stage, *stage.clients)
+        assert slow.wire is not None
+        slow.wire.reads = False
+        for _ in range(4):
+            stage.publish("room0")
+            await asyncio.sleep(1)
+        for _ in range(9):
+            store.replicate(1)
+        stage.broker.hold()
+        stage.publish("room0")  # the replica will not have it
+        store.fail_over()
+        stage.broker.commands = store.leader
+        stage.publish("room0")  # this has the same offset
+        stage.broker.release()
+        stage.hub.resync(stage.hub.channels["room0"])
+        await asyncio.sleep(1)
+        assert slow.wire.paused
+        slow.wire.read()
+        await asyncio.sleep(1)
+        assert slow.gaps == 1
+        stage.heal()
         await come_to_rest(stage)
 
     run(story())
