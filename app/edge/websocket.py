@@ -132,9 +132,9 @@ class WebSocketEdge:
                 socket = portable = AsgiSocket(receive, send, self.limits)
                 run = portable.run
             held = False
-            connection.open(socket, channel, follower, echo=request.echo)
-            if resumed.recovered is False:
-                connection.on_gap(Gap(resumed.reason or Reason.DIVERGED, resumed.position))
+            lost = resumed.recovered is False
+            gap = Gap(resumed.reason or Reason.DIVERGED, resumed.position) if lost else None
+            connection.open(socket, channel, follower, echo=request.echo, gap=gap)
             if run is not None:
                 await run(connection)
         except TocsinError as error:

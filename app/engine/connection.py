@@ -51,14 +51,18 @@ class Connection:
         self.slot = 0
         self.held = False
 
-    def open(self, socket: Socket, channel: Channel, follower: Follower, *, echo: bool) -> None:
-        """Begin to hear `channel`, which `Hub.open` holds for this connection, from the follower's position."""
+    def open(self, socket: Socket, channel: Channel, follower: Follower, *, echo: bool, gap: Gap | None = None) -> None:
+        """Begin to hear `channel`, which `Hub.open` holds for this connection, from the follower's position; a gap
+        before that position is told before anything else.
+        """
         self.socket = socket
         self._roster.add(self)
         encoding = self._hub.encoding(self.codec, socket.framing)
         subscription = Subscription(channel, self, encoding, None if echo else self.session.client)
         subscription.follower = follower
         self.subscription = subscription
+        if gap is not None:
+            self.on_gap(gap)
         self._catchup.step(subscription)
 
     # -- Receiver

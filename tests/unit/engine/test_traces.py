@@ -85,3 +85,30 @@ def test_who_became_slow_in_a_flush_that_ends_with_another_history_is_judged_by_
         await come_to_rest(stage)
 
     run(story())
+
+
+def test_nothing_comes_before_the_close_that_tells_of_a_gap() -> None:
+    async def story() -> None:
+        stage = Stage(random.Random(1), clients=3, channels=1)
+        store = stage.broker.room("room0").store
+        plain, *others = stage.clients
+        await arrive(stage, *stage.clients)
+        stage.publish("room0")
+        await asyncio.sleep(1)
+        plain.drop()
+        await asyncio.sleep(1)
+        store.clear(store.leading)
+        stage.publish("room0")
+        await asyncio.sleep(1)
+        got = plain.got
+        stage.broker.late = 1.0  # the verdict is known, and while it travels the channel goes on
+        plain.connect(resume=True)
+        await asyncio.sleep(0.5)
+        stage.publish("room0")
+        await asyncio.sleep(3)
+        assert plain.gaps > 0
+        assert plain.got == got
+        stage.broker.late = 0.0
+        await come_to_rest(stage)
+
+    run(story())
