@@ -93,7 +93,7 @@ class WebSocketEdge:
             identity.require(Verb.HISTORY, channel, rule)
         if self.roster.draining:
             raise Draining("this worker is going away", retry_after=1.0)
-        if self.roster.count >= self.capacity:
+        if self.roster.count + self.roster.opening >= self.capacity:
             raise Unavailable("this worker is full", retry_after=5.0)
         if self.problems():
             raise Unavailable("the service is not ready", retry_after=1.0)
@@ -104,12 +104,13 @@ class WebSocketEdge:
         websocket = WebSocket(scope, receive, send)
         try:
             request = self.check(scope, websocket.query_params, scope.get("subprotocols", ()))
-            channel = await self.hub.open(request.channel)
         except TocsinError as error:
             await deny(websocket, error)
             return
-        held = True
+        opening, held = True, None
+        self.roster.opening += 1
         try:
+            held = channel = await self.hub.open(request.channel)
             if request.since is not None:
                 resumed, follower = await self.catchup.resume(channel, request.since)
             else:
@@ -131,7 +132,8 @@ class WebSocketEdge:
             else:
                 socket = portable = AsgiSocket(receive, send, self.limits)
                 run = portable.run
-            held = False
+            opening, held = False, None
+            self.roster.opening -= 1
             lost = resumed.recovered is False
             gap = Gap(resumed.reason or Reason.DIVERGED, resumed.position) if lost else None
             connection.open(socket, channel, follower, echo=request.echo, gap=gap)
@@ -140,8 +142,10 @@ class WebSocketEdge:
         except TocsinError as error:
             await deny(websocket, error)
         finally:
-            if held:
-                self.hub.release(channel)
+            if opening:
+                self.roster.opening -= 1
+            if held is not None:
+                self.hub.release(held)
 
 
 async def deny(websocket: WebSocket, error: TocsinError) -> None:

@@ -38,6 +38,10 @@ class Roster:
         stall_seconds: a reader that has been slow for so long is aborted.
         drain_seconds: over which the closes of a stopping worker are spread.
         chance: a random number in [0, 1).
+
+    Attributes:
+        count: connections.
+        opening: upgrades under way, which will be connections.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Roster:
         self._frozen = 0
         self.draining = False
         self.count = 0
+        self.opening = 0
         self.opened = 0
         self.silent = 0
         self.aborted = 0

@@ -91,7 +91,7 @@ def test_nothing_comes_before_the_close_that_tells_of_a_gap() -> None:
     async def story() -> None:
         stage = Stage(random.Random(1), clients=3, channels=1)
         store = stage.broker.room("room0").store
-        plain, *others = stage.clients
+        plain = stage.clients[0]
         await arrive(stage, *stage.clients)
         stage.publish("room0")
         await asyncio.sleep(1)
@@ -109,6 +109,23 @@ def test_nothing_comes_before_the_close_that_tells_of_a_gap() -> None:
         assert plain.gaps > 0
         assert plain.got == got
         stage.broker.late = 0.0
+        await come_to_rest(stage)
+
+    run(story())
+
+
+def test_upgrades_under_way_count_against_the_capacity() -> None:
+    async def story() -> None:
+        stage = Stage(random.Random(1), clients=9, channels=1, capacity=2)
+        for client in stage.clients:
+            client.plain = True
+            client.connect(resume=False)
+        await asyncio.sleep(1)
+        assert stage.roster.count == 2
+        for client in stage.clients:
+            client.drop()
+        await asyncio.sleep(1)
+        await arrive(stage, *stage.clients[:2])
         await come_to_rest(stage)
 
     run(story())
