@@ -90,13 +90,13 @@ class CatchUp:
             return
         match follower.joins(channel.state, channel.written):
             case Join.WAIT:
-                channel.wait(partial(self.step, subscription))
+                channel.wait(subscription, partial(self.step, subscription))
             case Join.RESYNC:
                 follower.doubt()
                 self._hub.resync(channel)
-                channel.wait(partial(self.step, subscription))
+                channel.wait(subscription, partial(self.step, subscription))
             case Join.NOW if channel.flush is not None:
-                channel.wait(partial(self.step, subscription))
+                channel.wait(subscription, partial(self.step, subscription))
             case Join.NOW:
                 channel.join(subscription)
             case Join.BEHIND:

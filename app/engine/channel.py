@@ -166,7 +166,7 @@ class Channel:
         self.checked: Position | None = None
         self.scattering = False
         self.linger: asyncio.TimerHandle | None = None
-        self.waiters: list[Callable[[], None]] | None = None
+        self.waiters: dict[object, Callable[[], None]] | None = None
         self._leaving: list[Subscription] | None = None
 
     @property
@@ -174,11 +174,16 @@ class Channel:
         """Whether whatever is published from now on will be delivered."""
         return self.state.mode is Mode.LIVE
 
-    def wait(self, waiter: Callable[[], None]) -> None:
-        """Call once when the channel is live and no flush is under way."""
+    def wait(self, who: object, waiter: Callable[[], None]) -> None:
+        """Call once when the channel is live and no flush is under way; whoever waits already keeps its place."""
         if self.waiters is None:
-            self.waiters = []
-        self.waiters.append(waiter)
+            self.waiters = {}
+        self.waiters[who] = waiter
+
+    def give_up(self, who: object) -> None:
+        """It waits no longer."""
+        if self.waiters is not None:
+            self.waiters.pop(who, None)
 
     def join(self, subscription: Subscription) -> None:
         """Enter the group; only at exactly its position (`Follower.joins` said NOW) and with no flush under way."""
@@ -205,6 +210,7 @@ class Channel:
         """The member is gone; its socket's `write` does nothing any more."""
         if not subscription.closed:
             subscription.closed = True
+            self.give_up(subscription)
             if subscription.follower is None:
                 self._remove(subscription)
 

@@ -123,11 +123,12 @@ class Hub:
         channel.users += 1
         if not channel.live:
             live: asyncio.Future[None] = self._loop.create_future()
-            channel.wait(partial(_settle_future, live))
+            channel.wait(live, partial(_settle_future, live))
             try:
                 async with asyncio.timeout(OPEN_SECONDS):
                     await live
             except BaseException as error:
+                channel.give_up(live)
                 self.release(channel)
                 if isinstance(error, TimeoutError):
                     raise Unavailable("the channel could not be opened in time", retry_after=1.0) from None
@@ -364,8 +365,9 @@ class Hub:
         if not channel.out:
             channel.written = channel.state.position
         waiters, channel.waiters = channel.waiters, None
-        for waiter in waiters or ():
-            waiter()
+        if waiters is not None:
+            for waiter in waiters.values():
+                waiter()
 
     def _leave_slow(self) -> None:
         slow, self._slow = self._slow, []

@@ -129,3 +129,20 @@ def test_upgrades_under_way_count_against_the_capacity() -> None:
         await come_to_rest(stage)
 
     run(story())
+
+
+def test_a_channel_that_cannot_be_opened_keeps_nothing_of_those_who_tried() -> None:
+    async def story() -> None:
+        stage = Stage(random.Random(1), clients=9, channels=1)
+        stage.broker.weather.refuse = 1.0
+        for _ in range(5):
+            for client in stage.clients:
+                if client.off:
+                    client.connect(resume=False)
+            await asyncio.sleep(6)
+        assert all(not channel.waiters for channel in stage.hub.channels.values())
+        stage.heal()
+        await arrive(stage, *stage.clients)
+        await come_to_rest(stage)
+
+    run(story())
