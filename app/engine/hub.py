@@ -216,6 +216,7 @@ class Hub:
     def lost(self) -> None:
         """Nothing more comes until `confirmed`: what had arrived is complete and is written."""
         self.counters.reconnects += 1
+        self._flush()
         for channel in self.channels.values():
             if channel.live:
                 channel.state.start_sync()

@@ -146,3 +146,18 @@ def test_a_channel_that_cannot_be_opened_keeps_nothing_of_those_who_tried() -> N
         await come_to_rest(stage)
 
     run(story())
+
+
+def test_what_was_heard_before_the_reader_is_lost_is_written() -> None:
+    async def story() -> None:
+        stage = Stage(random.Random(1), clients=4, channels=1)
+        await arrive(stage, *stage.clients)
+        payload = stage.publish("room0")
+        stage.broker.cut = True  # the connection breaks behind it, before the end of the burst
+        await asyncio.sleep(0.5)
+        assert not stage.broker.linked
+        assert [client.got for client in stage.clients] == [1] * 4, payload
+        await asyncio.sleep(10)
+        await come_to_rest(stage)
+
+    run(story())
