@@ -172,10 +172,11 @@ class CatchUp:
             self._gap(subscription, result)
         else:
             page = items[: len(result.publications)]
-            readable = next((index for index, item in enumerate(page) if item.publication.kind is None), len(page))
-            self.replayed += subscription.write(page[:readable])
-            if readable < len(page):
-                position = page[readable].publication.position
+            name, encoding = channel.name, subscription.encoding
+            fit = next((index for index, item in enumerate(page) if not item.writable(name, encoding)), len(page))
+            self.replayed += subscription.write(page[:fit])
+            if fit < len(page):
+                position = page[fit].publication.position
                 assert position is not None
                 follower.position = position
                 self._gap(subscription, Gap(Reason.EXPIRED, position))

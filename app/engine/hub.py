@@ -274,8 +274,9 @@ class Hub:
         channel.out.append(item)
 
     def _unreadable(self, channel: Channel) -> None:
-        """A message of a newer version: each member meets it on its own way through the log, and is told. What is due
-        before it is read from there too: a flush now would take the channel's position, which is already beyond it.
+        """A message that cannot be written, as one of a newer version: each member meets it on its own way through the
+        log, and is told. What is due before it is read from there too: a flush now would take the channel's position,
+        which is already beyond it.
         """
         self._scatter(channel, channel.state.epoch)
 
@@ -314,12 +315,19 @@ class Hub:
         """Write what is due to the group, to at most `SLICE` sockets now and to the rest in the next turns."""
         items, channel.out = channel.out, []
         position = next((item.publication.position for item in reversed(items) if item.publication.position), None)
+        groups = list(channel.groups.items())
+        try:
+            framed = [[item.unit(channel.name, encoding) for item in items] for encoding, _ in groups]
+        except ValueError:
+            log.exception("a message cannot be written: it is not what its kind says", channel=channel.name)
+            self._unreadable(channel)
+            self._settle(channel)
+            return
         parts: list[tuple[list[Chunk], tuple[Socket, ...]]] = []
-        for encoding, group in channel.groups.items():
+        for (encoding, group), units in zip(groups, framed, strict=True):
             sockets = group.sockets()
             if group.muted is not None:
                 sockets = self._write_apart(group, items, sockets)
-            units = [item.unit(channel.name, encoding) for item in items]
             chunks = encoding.framing.join(units)
             parts.append((chunks, sockets))
             self.counters.deliveries += len(units) * len(sockets)

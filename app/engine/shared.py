@@ -51,6 +51,16 @@ class Shared:
             self._more[encoding] = encoding.unit(channel, self.publication)
         return self._more[encoding]
 
+    def writable(self, channel: str, encoding: Encoding) -> bool:
+        """Whether it can be written at all: its kind is known, and its payload is what the kind says."""
+        if self.publication.kind is None:
+            return False
+        try:
+            self.unit(channel, encoding)
+        except ValueError:
+            return False
+        return True
+
     def is_by(self, client: str) -> bool:
         """Whether this client published it."""
         needle = client.encode()

@@ -6,6 +6,7 @@ import asyncio
 import random
 
 import pytest
+from structlog.testing import capture_logs
 
 from app.engine import hub
 from tests.unit.engine.clock import run
@@ -161,3 +162,22 @@ def test_what_was_heard_before_the_reader_is_lost_is_written() -> None:
         await come_to_rest(stage)
 
     run(story())
+
+
+def test_a_message_that_cannot_be_encoded_costs_a_gap_and_no_channel() -> None:
+    async def story() -> None:
+        stage = Stage(random.Random(1), clients=6, channels=2)
+        await arrive(stage, *stage.clients)
+        for name in stage.names:
+            stage.publish(name)
+            stage.publish(name, "!")
+            stage.publish(name)
+        await asyncio.sleep(10)
+        assert [client.gaps for client in stage.clients] == [1] * 6
+        stage.broker.whisper("room0", b"!")
+        await asyncio.sleep(1)
+        await come_to_rest(stage)
+
+    with capture_logs() as logs:
+        run(story())
+    assert {entry["channel"] for entry in logs if entry["log_level"] == "error"} == {"room0", "room1"}
