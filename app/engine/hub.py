@@ -239,7 +239,7 @@ class Hub:
                         else:
                             self._deliver(channel, Shared(publication))
                 case Sync():
-                    self.inquiry.ask(channel.name, effect)
+                    self.inquiry.ask(channel, effect)
                 case Scatter():
                     self._scatter(channel, "")
                 case Reconnect():

@@ -52,17 +52,19 @@ class Inquiry:
         self._answer = answer
         self._differ = differ
         self._idle = idle
-        self._due: dict[str, Sync] = {}
-        self._again: set[str] = set()
+        self._due: dict[Channel, Sync] = {}
+        self._again: dict[Channel, None] = {}
         self._checks: list[Channel] = []
         self.asked = 0
 
-    def ask(self, name: str, sync: Sync) -> None:
-        """Ask in this turn of the loop; a newer question of the same channel takes the older one's place."""
+    def ask(self, channel: Channel, sync: Sync) -> None:
+        """Ask in this turn of the loop; a newer question of the same channel takes the older one's place. The answer is
+        for this channel only, never for another one that has its name when it comes.
+        """
         self.asked += 1
         if not self._due:
             asyncio.get_running_loop().call_soon(self._start)
-        self._due[name] = sync
+        self._due[channel] = sync
 
     def forget(self) -> None:
         """Drop what has not been sent: the reader is lost, and every channel asks anew when it is back."""
@@ -97,56 +99,46 @@ class Inquiry:
 
     def _start(self) -> None:
         due, self._due = self._due, {}
-        first: list[tuple[str, Sync]] = []
-        for name, sync in due.items():
-            channel = self._channels.get(name)
-            if channel is None:
-                continue
+        first: list[tuple[Channel, Sync]] = []
+        for channel, sync in due.items():
             if channel.asked == sync.generation or len(due) == 1:
-                self._spawn(self._read(name, sync))
+                self._spawn(self._read(channel, sync))
             else:
-                first.append((name, sync))
+                first.append((channel, sync))
             channel.asked = sync.generation
         for start in range(0, len(first), TOPS):
             self._spawn(self._read_tops(first[start : start + TOPS]))
 
-    async def _read(self, name: str, sync: Sync) -> None:
+    async def _read(self, channel: Channel, sync: Sync) -> None:
         try:
-            reading = await self._broker.read(name, sync.position, PAGE)
+            reading = await self._broker.read(channel.name, sync.position, PAGE)
         except TocsinError:
-            self._retry([name])
+            self._retry([channel])
             return
-        self._tell(name, reading, sync)
+        self._answer(channel, reading, sync.generation)
 
-    async def _read_tops(self, asked: Sequence[tuple[str, Sync]]) -> None:
+    async def _read_tops(self, asked: Sequence[tuple[Channel, Sync]]) -> None:
         try:
-            readings = await self._broker.read_tops([(name, sync.position) for name, sync in asked])
+            readings = await self._broker.read_tops([(channel.name, sync.position) for channel, sync in asked])
         except TocsinError:
-            self._retry([name for name, _ in asked])
+            self._retry([channel for channel, _ in asked])
             return
-        for (name, sync), reading in zip(asked, readings, strict=True):
+        for (channel, sync), reading in zip(asked, readings, strict=True):
             if isinstance(reading, Reading):
-                self._tell(name, reading, sync)
+                self._answer(channel, reading, sync.generation)
             else:
-                self._retry([name])
+                self._retry([channel])
 
-    def _tell(self, name: str, reading: Reading, sync: Sync) -> None:
-        channel = self._channels.get(name)
-        if channel is not None:
-            self._answer(channel, reading, sync.generation)
-
-    def _retry(self, names: Sequence[str]) -> None:
+    def _retry(self, channels: Sequence[Channel]) -> None:
         """Ask again a little later, all that failed together."""
         if not self._again:
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self._ask_again)
-        self._again.update(names)
-        for name in names:
-            if name in self._channels:
-                self._channels[name].asked = -1
+        self._again.update(dict.fromkeys(channels))
+        for channel in channels:
+            channel.asked = -1
 
     def _ask_again(self) -> None:
-        names, self._again = self._again, set()
-        for name in names:
-            channel = self._channels.get(name)
-            if channel is not None and channel.state.mode is Mode.SYNC and name not in self._due:
-                self.ask(name, Sync(channel.state.position, channel.state.generation))
+        channels, self._again = self._again, {}
+        for channel in channels:
+            if channel.state.mode is Mode.SYNC and channel not in self._due:
+                self.ask(channel, Sync(channel.state.position, channel.state.generation))

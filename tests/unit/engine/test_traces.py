@@ -181,3 +181,32 @@ def test_a_message_that_cannot_be_encoded_costs_a_gap_and_no_channel() -> None:
     with capture_logs() as logs:
         run(story())
     assert {entry["channel"] for entry in logs if entry["log_level"] == "error"} == {"room0", "room1"}
+
+
+def test_an_answer_meant_for_a_forgotten_channel_is_not_given_to_its_successor() -> None:
+    async def story() -> None:
+        stage = Stage(random.Random(1), clients=4, channels=1)
+        first, second, *_ = stage.clients[1:]
+        await arrive(stage, first)
+        stage.publish("room0")
+        first.drop()
+        await asyncio.sleep(4.9)
+        stage.broker.late = 1.9
+        stage.hub.resync(stage.hub.channels["room0"])
+        await asyncio.sleep(0.2)
+        assert not stage.hub.channels
+        stage.broker.late = 0.0
+        for _ in range(3):
+            stage.publish("room0")
+        await arrive(stage, second)
+        channel = stage.hub.channels["room0"]
+        stage.broker.late = 5.0
+        stage.hub.resync(channel)
+        assert channel.state.generation == 2
+        await asyncio.sleep(2)
+        assert not channel.live
+        stage.broker.late = 0.0
+        await asyncio.sleep(5)
+        await come_to_rest(stage)
+
+    run(story())
