@@ -266,7 +266,8 @@ class Client:
         """Back over its own messages, which a muted client is not given."""
         if self.echo:
             return node
-        own = {self.room.nodes[payload] for payload, author in self.room.authors.items() if author == self.name}
+        authors, nodes = self.room.authors, self.room.nodes
+        own = {node for payload, node in nodes.items() if authors.get(payload) == self.name}
         while node in own:
             node = self.room.oracle.parent[node]
         return node

@@ -132,7 +132,7 @@ def befall(store: Store, action: str, chance: random.Random) -> None:
 async def play(seed: int, actions: Mapping[str, float], *, whole: bool) -> None:
     chance = random.Random(seed)
     stage = Stage(chance, clients=chance.choice((2, 5, 8)), channels=chance.choice((1, 2)))
-    stage.broker.weather.delay = chance.choice((0.001, 0.02, 0.3))
+    stage.broker.weather.delay = chance.choice((0.0, 0.001, 0.02, 0.3))
     names, weights = list(actions), list(actions.values())
     for _ in range(STEPS):
         act(stage, chance.choices(names, weights)[0], chance)
