@@ -381,7 +381,7 @@ class Hub:
     def _leave_slow(self) -> None:
         slow, self._slow = self._slow, []
         for subscription in slow:
-            if subscription.member.socket.paused and not subscription.closed:
+            if subscription.member.socket.paused and not subscription.closed and subscription.follower is None:
                 self.counters.lagged += 1
                 subscription.channel.lag(subscription)
 

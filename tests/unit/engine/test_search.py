@@ -131,7 +131,7 @@ def befall(store: Store, action: str, chance: random.Random) -> None:
 
 async def play(seed: int, actions: Mapping[str, float], *, whole: bool) -> None:
     chance = random.Random(seed)
-    stage = Stage(chance, clients=chance.choice((2, 5, 8)), channels=chance.choice((1, 2)))
+    stage = Stage(chance, clients=chance.choice((2, 5, 10)), channels=chance.choice((1, 2)))
     stage.broker.weather.delay = chance.choice((0.0, 0.001, 0.02, 0.3))
     names, weights = list(actions), list(actions.values())
     for _ in range(STEPS):
@@ -165,7 +165,7 @@ def leave(clients: list[Client]) -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds so small that every branch is taken."""
-    monkeypatch.setattr(hub, "SLICE", 2)
+    monkeypatch.setattr(hub, "SLICE", 1)
     monkeypatch.setattr(hub, "LARGE", 3)
     monkeypatch.setattr(hub, "RINGS", 2500)
     monkeypatch.setattr(inquiry, "PAGE", 3)
