@@ -1,6 +1,6 @@
 """The real hub, catch-up and connections under random schedules, judged message by message.
 
-Longer: `TOCSIN_SEARCH=5000 pytest tests/unit/engine/test_search.py` (runs a mood).
+Longer: `SEARCH_RUNS=5000 pytest tests/unit/engine/test_search.py` (runs a mood).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.unit.continuity.store import Store
 from tests.unit.engine.clock import run
 from tests.unit.engine.crowd import Client, Stage
 
-RUNS = int(os.environ.get("TOCSIN_SEARCH", "60"))
+RUNS = int(os.environ.get("SEARCH_RUNS", "60"))
 STEPS = 150
 
 CALM: Mapping[str, float] = {
@@ -108,7 +108,7 @@ def act(stage: Stage, action: str, chance: random.Random) -> None:
         case "relieve":
             broker.relieve()
         case "move_commands":
-            broker.commands = 1 - broker.commands
+            broker.commands = broker.room(name).store.leader
         case "clear":
             broker.room(name).store.clear(broker.room(name).store.leading)
         case _:
