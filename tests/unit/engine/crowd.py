@@ -395,7 +395,8 @@ class Stage:
             leader = room.store.leading
             leader.primary = True
             room.store.other.primary, room.store.other.source = False, None
-        broker.lose_reader(0.0)
+        if any({room.store.leader} != {broker.reader, broker.commands} for room in broker.rooms.values()):
+            broker.lose_reader(0.0)
         for client in self.clients:
             if client.wire is not None:
                 client.wire.read()
