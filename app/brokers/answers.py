@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from app.brokers import Extract
+from app.brokers.commands import away
 from app.brokers.envelope import read_page
 from app.brokers.scripts import Argument
 from app.core.continuity import Reading, Verdict, label
@@ -17,18 +18,25 @@ def position_arguments(position: Position | None) -> tuple[Argument, Argument]:
 
 
 def read_answer(reply: list[Any]) -> Reading:
-    """The answer of `sync`, `tops` and `extract`."""
-    verdict, epoch, top, tail, lineage, cleared, page = reply
-    reigns = (reign.partition(":") for reign in lineage.decode().split(","))
-    return Reading(
-        Verdict(verdict.decode()),
-        epoch.decode(),
-        int(top),
-        tail.decode(),
-        tuple((name, int(first)) for name, _, first in reigns),
-        cleared.decode() or None,
-        read_page(page),
-    )
+    """The answer of `sync`, `tops` and `extract`.
+
+    Raises:
+        Unavailable: it is none of ours; somebody has written into our keys.
+    """
+    try:
+        verdict, epoch, top, tail, lineage, cleared, page = reply
+        reigns = (reign.partition(":") for reign in lineage.decode().split(","))
+        return Reading(
+            Verdict(verdict.decode()),
+            epoch.decode(),
+            int(top),
+            tail.decode(),
+            tuple((name, int(first)) for name, _, first in reigns),
+            cleared.decode() or None,
+            read_page(page),
+        )
+    except (ValueError, AttributeError):
+        raise away("the store holds something else than what we wrote") from None
 
 
 def read_extract(reading: Reading, since: Position | None, before: Position | None) -> Extract:

@@ -201,4 +201,7 @@ class Link:
                 self._writer.transport.abort()
             self._writer = None
             await connection.disconnect(nowait=True)
-            self._on_down()
+            try:
+                self._on_down()
+            except Exception:  # noqa: BLE001 - likewise
+                _log.exception("store_loss_not_taken", link=self.label)

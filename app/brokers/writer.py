@@ -201,7 +201,7 @@ class Writer:
             _guard(call.receipt, outcome)
         self.errors += refusals
         self.published += len(answers) - refusals
-        self.on_settled()
+        _guard(self.on_settled)
         if replica:
             self._on_replica()
 
@@ -230,6 +230,7 @@ class Writer:
             _guard(call.receipt, away("the store did not answer: it is unknown whether the message was taken"))
         for call in queue:
             _guard(call.receipt, away("the store is away: the message was not sent"))
+        _guard(self.on_settled)
         self._relieve()
 
 

@@ -33,6 +33,9 @@ from app.sockets.detached import FRAMES, QUIET, DetachedSocket, dismiss
 _LOGGER = logging.getLogger("uvicorn.error")
 _BUFFER = 65_536
 """High mark (bytes) for an application that keeps the connection: its `send` waits above it."""
+_ORDINARY_SIZE, _ORDINARY_HEADERS = 8192, 128
+"""A request within these (bytes, header lines) is within all limits of the library."""
+_BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
@@ -116,8 +119,10 @@ class WebSocketProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """The request, whole: uvicorn writes it anew. The application is asked in a task of its own."""
         handshake = ServerProtocol(logger=QUIET)
-        handshake.receive_data(data)
-        request = next(iter(handshake.events_received()), None)
+        request: object = self._parsed_request(data)
+        if request is None:
+            handshake.receive_data(data)
+            request = next(iter(handshake.events_received()), None)
         if isinstance(request, Request):
             answer = handshake.accept(request)
             request._exception = None  # with its traceback a cycle
@@ -133,6 +138,21 @@ class WebSocketProtocol(asyncio.Protocol):
             self._refuse(b"".join(handshake.data_to_send()) or _refusal(400, body=b"not a WebSocket handshake\n"))
         self._http = None
         dismiss(handshake)
+
+    def _parsed_request(self, data: bytes) -> Request | None:
+        """The request as uvicorn's parser has it, where the library has nothing to say about its size or body: what
+        was read once need not be read again. None: the library reads it.
+        """
+        given = self._http.headers
+        if len(data) > _ORDINARY_SIZE or len(given) > _ORDINARY_HEADERS or not data.startswith(b"GET "):
+            return None
+        headers = Headers()
+        for name, value in given:
+            if name in _BODY_HEADERS:
+                return None
+            headers[name.decode("ascii")] = value.decode("latin-1")
+        target = data[4 : data.index(b" ", 4)]
+        return Request(target.decode("ascii"), headers) if target.isascii() else None
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 the application learns the code
         """The peer has gone before it was answered."""
@@ -159,7 +179,7 @@ class WebSocketProtocol(asyncio.Protocol):
             "path": root + unquote(raw_path),
             "raw_path": (root + raw_path).encode("ascii"),
             "query_string": query.encode("ascii"),
-            "headers": [(name.encode("ascii"), value.encode("latin-1")) for name, value in request.headers.raw_items()],
+            "headers": self._http.headers,
             "subprotocols": [token.strip() for line in offered for token in line.split(",")],
             "state": self._app_state.copy(),
             "extensions": {"websocket.http.response": {}, EXTENSION: self._hand_over},
