@@ -23,7 +23,7 @@ from bench.scenarios import SCENARIOS, Outcome
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 QUIET = 1.0
 """Load average above which a run says that it was disturbed."""
-PAGE = ROOT / "docs" / "performance.md"
+PAGE, README = ROOT / "docs" / "performance.md", ROOT / "README.md"
 
 
 def machine() -> dict[str, Any]:
@@ -77,10 +77,44 @@ def write(folder: Path, outcomes: Sequence[Outcome], about: dict[str, Any], *, p
     text = tables(table, about)
     (folder / "table.md").write_text(text)
     (folder / "ratios.svg").write_text(draw(table, about))
-    if page and PAGE.exists():
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        _, _, after = rest.partition(END)
-        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+    if page:
+        _put(PAGE, text)
+        _put(README, summary(table, about))
+
+
+def _put(page: Path, text: str) -> None:
+    """Replace what stands between the markers of a page."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+
+
+SUMMARY = ("tocsin", "fastapi-redis", "socketio", "floor-send", "floor-join")
+
+
+def summary(table: Table, about: dict[str, Any]) -> str:
+    """The few figures that a newcomer asks for, in Markdown."""
+    rows = [
+        [
+            CONTENDERS[name].title,
+            number(table.median("fanout", name, "rate:50 us")),
+            number(table.median("fanout", name, "window:8 us")),
+            number(table.median("fanout", name, "window:8 rate")),
+            number(table.median("idle", name, "memory_kb")),
+            number(table.median("idle", name, "connect_us")),
+            number(table.median("ingest", name, "window:500 messages")),
+        ]
+        for name in SUMMARY
+    ]
+    head = ["1,000 subscribers, one worker", "CPU a delivery, us: 50 msg/s", "8 in flight", "deliveries/s",
+            "KB an idle socket", "CPU us a new socket", "ingest msg/s"]  # fmt: skip
+    when = f"{about['date']}, commit `{about['commit'][:7]}`"
+    return (
+        _rows(head, rows)
+        + f"\n\n`make bench` on {about['cores']} cores with server, Redis and load on one machine ({when}): read the "
+        "ratios. Tocsin logs every message, the others log none. It joins what is due in one turn of its loop, so "
+        "compare it with the C program that joins too.\n"
+    )
 
 
 def tables(table: Table, about: dict[str, Any]) -> str:
