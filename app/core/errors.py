@@ -164,6 +164,30 @@ class NotFound(TocsinError):
     code = Code.NOT_FOUND
 
 
+class NotSubscribed(TocsinError):
+    """This socket does not hear the channel."""
+
+    code = Code.NOT_SUBSCRIBED
+
+
+class AlreadySubscribed(TocsinError):
+    """This socket hears the channel already."""
+
+    code = Code.ALREADY_SUBSCRIBED
+
+
+class TooManySubscriptions(TocsinError):
+    """This socket has as many channels as it may have."""
+
+    code = Code.TOO_MANY_SUBSCRIPTIONS
+
+
+class UnknownType(BadRequest):
+    """A command of a type that this version does not know."""
+
+    code = Code.UNKNOWN_TYPE
+
+
 class Conflict(TocsinError):
     """The same idempotency key came with another body."""
 

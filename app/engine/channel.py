@@ -20,8 +20,8 @@ class Member(Protocol):
 
     socket: Socket
 
-    def on_gap(self, gap: Gap) -> None:
-        """Continuity was lost for this member."""
+    def on_gap(self, channel: str, gap: Gap) -> None:
+        """Continuity was lost for this member in a channel."""
 
 
 class Subscription:

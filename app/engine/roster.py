@@ -11,8 +11,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from app.core.errors import Close
-from app.sockets import Socket
+from app.sockets import Chunk, Socket
 
+RETURN_SECONDS = 2.0
+"""Within how many seconds those who were sent away are asked to return, each at a moment of its own."""
 FREEZE_EVERY = 5_000
 """Connections gained after which the collector is told to leave alone what is there."""
 
@@ -28,6 +30,13 @@ class Peer(Protocol):
     socket: Socket
     slot: int
     held: bool
+
+    @property
+    def keepalive(self) -> Chunk | None:
+        """What goes out with a ping."""
+
+    def end(self, after: float) -> None:
+        """Close, because the server stops; the client may be back after so many seconds."""
 
 
 class Roster:
@@ -96,7 +105,7 @@ class Roster:
                 self.silent += 1
                 socket.close(Close.NO_PONG, "no pong")
             else:
-                socket.ping(None)
+                socket.ping(peer.keepalive)
 
     def abort_all(self) -> None:
         """The loop stood still for too long: what these peers sent is of another time and must not be read."""
@@ -109,5 +118,5 @@ class Roster:
         """The server stops: close this one at a moment of its own within the drain window."""
         self.draining = True
         asyncio.get_running_loop().call_later(
-            self._chance() * self._drain_seconds, peer.socket.close, Close.RESTART, "the service restarts"
+            self._chance() * self._drain_seconds, peer.end, self._chance() * RETURN_SECONDS
         )
