@@ -6,6 +6,8 @@ import asyncio
 from functools import partial
 from typing import assert_never
 
+import structlog
+
 from app.brokers import Broker
 from app.core.continuity import Follower, Gap, Resumed
 from app.core.errors import Close, NotSubscribed, TocsinError
@@ -13,7 +15,6 @@ from app.core.messages import (
     Acknowledged,
     Alive,
     ComeBack,
-    Command,
     Event,
     Pong,
     Published,
@@ -31,6 +32,11 @@ from app.engine.roster import Roster
 from app.protocols import Codec, Conversation
 from app.sockets import Chunk, Socket, Unit
 
+log = structlog.get_logger("tocsin.connection")
+
+_CONGESTED, _SLOW, _BUSY = 1, 2, 4
+"""Why nothing is read from a client: the store has too much to take, it reads too slowly, it has enough under way."""
+
 
 class Connection:
     """One client, from the handover to the end. By itself it is what plain needs.
@@ -47,12 +53,12 @@ class Connection:
     __slots__ = (
         "_broker",
         "_catchup",
+        "_holds",
         "_hub",
         "_roster",
         "_subscriptions",
         "closed",
         "codec",
-        "held",
         "session",
         "slot",
         "socket",
@@ -77,9 +83,14 @@ class Connection:
         self._broker = broker
         self._roster = roster
         self._subscriptions: dict[str, Subscription] = {}
+        self._holds = 0
         self.slot = 0
-        self.held = False
         self.closed = False
+
+    @property
+    def held(self) -> bool:
+        """Whether nothing is read from the client, by our own decision."""
+        return self._holds != 0
 
     @property
     def keepalive(self) -> Chunk | None:
@@ -107,11 +118,17 @@ class Connection:
 
     def on_text(self, payload: bytes) -> None:
         """A text message from the client."""
-        self._receive(self.codec.decode_text(payload))
+        try:
+            self._perform(self.session.receive(self.codec.decode_text(payload)))
+        except Exception as error:  # noqa: BLE001 - a client's message costs that client at most
+            self._fault(error)
 
     def on_binary(self, payload: bytes) -> None:
         """A binary message from the client."""
-        self._receive(self.codec.decode_binary(payload))
+        try:
+            self._perform(self.session.receive(self.codec.decode_binary(payload)))
+        except Exception as error:  # noqa: BLE001 - as above
+            self._fault(error)
 
     def on_paused(self) -> None:
         """The client reads too slowly."""
@@ -149,9 +166,6 @@ class Connection:
 
     # -- effects
 
-    def _receive(self, command: Command) -> None:
-        self._perform(self.session.receive(command))
-
     def _perform(self, effect: Effect | None) -> None:
         match effect:
             case Store(draft, ref):
@@ -173,14 +187,26 @@ class Connection:
         self._perform(self.session.on_outcome(outcome, ref))
 
     def _mind_congestion(self) -> None:
-        if self._broker.congested and not self.held:
-            self.held = True
-            self.socket.pause_reading()
-            self._broker.when_uncongested(self._go_on)
+        if self._broker.congested and not self._holds & _CONGESTED:
+            self._hold(_CONGESTED)
+            self._broker.when_uncongested(partial(self._release, _CONGESTED))
 
-    def _go_on(self) -> None:
-        self.held = False
-        self.socket.resume_reading()
+    def _hold(self, why: int) -> None:
+        """Read nothing more until `_release` has been called for each reason."""
+        if not self._holds:
+            self.socket.pause_reading()
+        self._holds |= why
+
+    def _release(self, why: int) -> None:
+        if self._holds & why:
+            self._holds &= ~why
+            if not self._holds:
+                self._roster.excuse(self)
+                self.socket.resume_reading()
+
+    def _fault(self, error: Exception) -> None:
+        log.error("a client's command could not be handled", exc_info=error)
+        self.socket.close(Close.INTERNAL, "the service failed; why is in its log")
 
     def _leave(self, channel: str) -> None:
         subscription = self._subscriptions.pop(channel, None)
@@ -191,6 +217,8 @@ class Connection:
 
 PAGE_BYTES = 1_048_576
 """Bytes of messages in one page of history at most."""
+UNDER_WAY = 128
+"""Subscribes of one client that may wait for the store, abandoned ones included; or one page of history."""
 
 
 class NativeConnection(Connection):
@@ -200,7 +228,7 @@ class NativeConnection(Connection):
         welcome: the first event.
     """
 
-    __slots__ = ("_answers", "_opening", "_welcome")
+    __slots__ = ("_answers", "_opening", "_under_way", "_welcome")
 
     session: NativeSession
     codec: Conversation
@@ -220,6 +248,7 @@ class NativeConnection(Connection):
         self._welcome: Welcome | None = welcome
         self._answers: list[Unit] | None = None
         self._opening: dict[str, Subscribe] | None = None
+        self._under_way = 0
 
     @property
     def keepalive(self) -> Chunk | None:
@@ -240,32 +269,27 @@ class NativeConnection(Connection):
     def on_paused(self) -> None:
         """The client reads too slowly: nothing more is read from it, since that would make answers."""
         super().on_paused()
-        self.socket.pause_reading()
+        self._hold(_SLOW)
 
     def on_resumed(self) -> None:
         """The client has read what was waiting."""
+        self._release(_SLOW)
         super().on_resumed()
-        if not self.held:
-            self.socket.resume_reading()
 
     def end(self, after: float) -> None:
         """Tell when to come back, and close."""
         self._say(ComeBack(after, "draining"))
         super().end(after)
 
-    def _go_on(self) -> None:
-        self.held = False
-        if not self.socket.paused:
-            self.socket.resume_reading()
-
     def _perform(self, effect: Effect | None) -> None:
         match effect:
             case Say(event):
                 self._say(event)
             case Open(command):
-                self._opening = self._opening or {}
+                if self._opening is None:
+                    self._opening = {}
                 self._opening[command.channel] = command
-                self._hub.spawn(self._open(command))
+                self._ask(command, 1)
             case Leave(channel, event):
                 opening = self._opening.pop(channel, None) if self._opening else None
                 if opening is not None:
@@ -273,9 +297,34 @@ class NativeConnection(Connection):
                 super()._perform(effect)
                 self._say(event)
             case Extract(command):
-                self._hub.spawn(self._extract(command))
+                self._ask(command, UNDER_WAY)
+            case Disconnect():
+                self._write_answers()
+                super()._perform(effect)
             case _:
                 super()._perform(effect)
+
+    def _ask(self, command: Subscribe | ReadHistory, share: int) -> None:
+        """Begin what needs an answer of the store. A client with enough of that under way is not read from: neither
+        tasks nor pages pile up.
+        """
+        self._under_way += share
+        if self._under_way >= UNDER_WAY:
+            self._hold(_BUSY)
+        self._hub.spawn(self._await(command, share))
+
+    async def _await(self, command: Subscribe | ReadHistory, share: int) -> None:
+        try:
+            if isinstance(command, Subscribe):
+                await self._open(command)
+            else:
+                await self._extract(command)
+        except Exception as error:  # noqa: BLE001 - as in `on_text`
+            self._fault(error)
+        finally:
+            self._under_way -= share
+            if self._under_way < UNDER_WAY:
+                self._release(_BUSY)
 
     async def _open(self, command: Subscribe) -> None:
         """Open a channel for this client and begin to hear it, unless it has left meanwhile."""
@@ -284,26 +333,29 @@ class NativeConnection(Connection):
         except TocsinError as error:
             self._fail(command, error)
             return
+        held = True
         try:
             if command.since is not None:
                 resumed, follower = await self._catchup.resume(channel, command.since)
             else:
                 resumed, follower = await self._catchup.begin(channel, command.history)
+            if self._is_opening(command):
+                held = False
+                self.opened(command, resumed)
+                self.hear(channel, follower)
         except TocsinError as error:
-            self._hub.release(channel)
             self._fail(command, error)
-            return
-        if not self._is_opening(command):
-            self._hub.release(channel)
-            return
-        self.opened(command, resumed)
-        self.hear(channel, follower)
+        finally:
+            if held:
+                self._hub.release(channel)
 
     def _is_opening(self, command: Subscribe) -> bool:
         """Whether this is still wanted; forgets that it is under way."""
         if self._opening is None or self._opening.get(command.channel) is not command:
             return False
         del self._opening[command.channel]
+        if not self._opening:
+            self._opening = None
         return not self.closed
 
     def _fail(self, command: Subscribe, error: TocsinError) -> None:
@@ -322,7 +374,7 @@ class NativeConnection(Connection):
 
     def _say(self, event: Event) -> None:
         """Write an event. Answers to commands wait for the end of the turn; whatever has its place among the messages
-        of a channel is written at once, after them.
+        of a channel, or may be large, is written at once, after them.
         """
         if self.closed:
             return

@@ -24,12 +24,14 @@ class Peer(Protocol):
 
     Attributes:
         slot: its place on the wheel, kept here for the roster.
-        held: whether reading is paused by us, so that silence is no sign of death.
     """
 
     socket: Socket
     slot: int
-    held: bool
+
+    @property
+    def held(self) -> bool:
+        """Whether reading is paused by us, so that silence is no sign of death."""
 
     @property
     def keepalive(self) -> Chunk | None:
@@ -89,6 +91,11 @@ class Roster:
     def brisk(self, peer: Peer) -> None:
         """Its reader has caught up with what was waiting."""
         self._stalled.pop(peer, None)
+        self.excuse(peer)
+
+    def excuse(self, peer: Peer) -> None:
+        """It was not pinged, or not read from: its silence so far says nothing."""
+        peer.socket.heard = max(peer.socket.heard, asyncio.get_running_loop().time())
 
     def turn(self) -> None:
         """Once a second: ping the next slice, end who is silent or has stalled for too long."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from typing import Annotated, Any, assert_never
 
 import msgspec
@@ -40,9 +41,10 @@ from app.core.messages import (
 from app.protocols import Message
 
 DEPTH = 32
-"""Nesting of a command at most, `data` included."""
+"""Nesting of `data` at most; the command around it is one level more."""
 
-_Ref = int | Annotated[str, msgspec.Meta(max_length=64)] | None
+_INTEGER = 2**63
+_Ref = Annotated[int, msgspec.Meta(ge=-_INTEGER, le=_INTEGER - 1)] | Annotated[str, msgspec.Meta(max_length=64)] | None
 _Key = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{16,64}$")]
 
 
@@ -89,7 +91,11 @@ class _Head(msgspec.Struct):
 
 _DECODER = msgspec.json.Decoder(_Subscribe | _Unsubscribe | _Publish | _History | _Ping)
 _HEAD = msgspec.json.Decoder(_Head)
-_TYPES = frozenset({"subscribe", "unsubscribe", "publish", "history", "ping"})
+_TYPES = ("subscribe", "unsubscribe", "publish", "history", "ping")
+# To the end of the text where a string has none: it is looked at once, whatever a client sends.
+_STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_BRACKETS = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 class Native:
@@ -113,14 +119,14 @@ class Native:
             _check_depth(payload)
             return _command(_DECODER.decode(payload))
         except TocsinError as error:
-            return Malformed(error, _head(payload).ref)
+            return Malformed(error, _head(payload)[1])
         except msgspec.ValidationError as error:
-            head = _head(payload)
-            if head.type not in _TYPES:
-                return Malformed(UnknownType("no command has this `type`"), head.ref)
-            return Malformed(BadRequest(f"this is not what the command takes: {error}"), head.ref)
-        except msgspec.DecodeError:
-            return Malformed(BadRequest("a frame holds one JSON object"))
+            kind, ref = _head(payload)
+            if kind not in _TYPES:
+                return Malformed(UnknownType("a command is an object, and its `type` is one of ours"), ref)
+            return Malformed(BadRequest(f"this is not what the command takes: {error}"), ref)
+        except msgspec.DecodeError as error:
+            return Malformed(BadRequest(f"a frame holds one JSON object: {error}"))
 
     def decode_binary(self, payload: bytes) -> Command:  # noqa: ARG002 - whatever it holds
         """Native is text; the socket is closed with 1003."""
@@ -198,7 +204,7 @@ def _object(event: Event) -> dict[str, Any]:
                 "client": client,
                 "user": user,
                 "worker": worker,
-                "ping": ping,
+                "ping": int(ping) if ping.is_integer() else ping,
                 "max_data": max_data,
                 "key_seconds": key_seconds,
                 "expires_at": None,
@@ -245,49 +251,41 @@ def _publish(given: _Publish) -> Publish:
         assert isinstance(given.data, msgspec.Raw)
         kind, payload = Kind.JSON, bytes(given.data)
         size = len(payload)
-        if b"\\u" in payload:
-            _check_escapes(payload)
+        _check_readable(payload)
     return Publish(kind, payload, size, given.channel, given.ref, given.key, given.ephemeral)
 
 
-def _check_escapes(payload: bytes) -> None:
-    """Half of a surrogate pair is JSON by its grammar and text for nobody (RFC 8259 section 8.2)."""
+def _check_readable(payload: bytes) -> None:
+    """What is passed on verbatim must be readable for all: half of a surrogate pair and a number beyond double
+    precision's range are JSON by its grammar and refused by many a reader (RFC 8259 sections 6 and 8.2).
+    """
     try:
         orjson.loads(payload)
-    except orjson.JSONDecodeError:
-        raise BadRequest("`data` holds half of a surrogate pair") from None
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"`data` is not for every reader of JSON: {error.msg}") from None
 
 
 def _check_depth(payload: bytes) -> None:
-    """Count brackets outside of strings, only where there are enough of them to matter."""
+    """Take away the innermost pairs of brackets, level by level: what is left after `DEPTH` and one is too deep."""
     if payload.count(b"[") + payload.count(b"{") <= DEPTH:
         return
-    depth = 0
-    quoted = escaped = False
-    for byte in payload:
-        if quoted:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                quoted = False
-        elif byte == 0x22:
-            quoted = True
-        elif byte in b"[{":
-            depth += 1
-            if depth > DEPTH:
-                raise BadRequest(f"a command is nested at most {DEPTH} levels deep")
-        elif byte in b"]}":
-            depth -= 1
+    brackets = _STRINGS.sub(b"", payload).translate(_BRACKETS, _NO_BRACKETS)
+    for _ in range(DEPTH + 1):
+        if not brackets:
+            return
+        brackets = brackets.replace(b"[]", b"")
+    if brackets:
+        raise BadRequest(f"`data` is nested at most {DEPTH} levels deep")
 
 
-def _head(payload: bytes) -> _Head:
+def _head(payload: bytes) -> tuple[Any, Ref]:
+    """`type` and `ref`, as far as they can be read; a ref that no command may carry is none."""
     try:
         head = _HEAD.decode(payload)
     except (msgspec.DecodeError, RecursionError):
-        return _Head()
-    fits = isinstance(head.ref, str) and len(head.ref) <= 64
-    if not fits and (not isinstance(head.ref, int) or isinstance(head.ref, bool)):
-        head.ref = None
-    return head
+        return None, None
+    ref = head.ref
+    if isinstance(ref, str):
+        return head.type, ref if len(ref) <= 64 else None
+    whole = isinstance(ref, int) and not isinstance(ref, bool)
+    return head.type, ref if whole and -_INTEGER <= ref < _INTEGER else None

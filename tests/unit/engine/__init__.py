@@ -1,1 +1,1 @@
-"""The engine as it is, in one process, around a store of pure Python: searched for holes, and pinned by what was found."""
+"""The engine as it is, in one process, around a store of pure Python: searched for holes, pinned by what was found."""
