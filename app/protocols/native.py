@@ -45,7 +45,7 @@ DEPTH = 32
 
 _INTEGER = 2**63
 _Ref = Annotated[int, msgspec.Meta(ge=-_INTEGER, le=_INTEGER - 1)] | Annotated[str, msgspec.Meta(max_length=64)] | None
-_Key = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{16,64}$")]
+_Key = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{16,64}\Z")]
 
 
 class _Subscribe(msgspec.Struct, tag="subscribe"):

@@ -144,3 +144,148 @@ def test_every_command_is_answered_once_and_no_message_is_out_of_place(
         errors = [entry for entry in logs if entry["log_level"] == "error"]
         assert not errors, f"seed {seed}: {errors}"
     assert answers > 10 * RUNS
+
+
+async def gather(stage: Stage, count: int) -> list[Talker]:
+    """So many clients, all in the group of the first channel."""
+    talkers = [Talker(stage, index) for index in range(count)]
+    for talker in talkers:
+        talker.connect()
+        talker.say(type="subscribe", channel=stage.names[0])
+        await asyncio.sleep(1)
+    assert all(stage.names[0] in talker.views for talker in talkers)
+    return talkers
+
+
+async def part(stage: Stage, talkers: list[Talker]) -> None:
+    """They have all they should have, and go."""
+    await asyncio.sleep(5)
+    for talker in talkers:
+        if talker.wire is not None:
+            talker.check_whole()
+            talker.wire.abort()
+    stage.stop()
+    await asyncio.sleep(20)
+    stage.check_empty()
+    await stage.hub.close()
+    assert not stage.violations, stage.violations
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("again", [False, True], ids=["for good", "and comes back"])
+def test_who_leaves_during_a_large_fan_out_is_given_nothing_more_of_it(again: bool) -> None:
+    async def story() -> None:
+        stage = Stage(random.Random(1), clients=1, channels=1)
+        talkers = await gather(stage, 4)
+        stage.broker.hold()
+        stage.publish("room0")
+        stage.broker.release()  # one socket is written at once, the others in the next turns
+        talkers[-1].say(type="unsubscribe", channel="room0")
+        if again:
+            talkers[-1].say(type="subscribe", channel="room0")
+        await asyncio.sleep(5)
+        assert ("room0" in talkers[-1].views) is again
+        stage.publish("room0")
+        await part(stage, talkers)
+
+    run(story())
+
+
+@pytest.mark.usefixtures("small")
+def test_who_leaves_while_its_channel_opens_has_both_answers_and_hears_nothing() -> None:
+    async def story() -> None:
+        stage = Stage(random.Random(1), clients=1, channels=1)
+        stage.broker.weather.delay = 0.3
+        talker = Talker(stage, 0)
+        talker.connect()
+        for _ in range(3):
+            talker.say(type="subscribe", channel="room0")
+            talker.say(type="unsubscribe", channel="room0")
+        await asyncio.sleep(20)
+        assert (talker.answers, talker.views) == (6, {})
+        stage.publish("room0")
+        await part(stage, [talker])
+
+    run(story())
+
+
+@pytest.mark.usefixtures("small")
+def test_who_goes_while_its_channel_opens_leaves_nothing_behind() -> None:
+    async def story() -> None:
+        stage = Stage(random.Random(1), clients=1, channels=1)
+        stage.broker.weather.delay = 0.3
+        talker = Talker(stage, 0)
+        talker.connect()
+        talker.say(type="subscribe", channel="room0")
+        assert talker.wire is not None
+        talker.wire.abort()
+        await part(stage, [talker])
+
+    run(story())
+
+
+def test_nothing_is_read_from_a_client_as_long_as_one_reason_holds() -> None:
+    async def story() -> None:
+        stage = Stage(random.Random(1), clients=1, channels=1)
+        [talker] = await gather(stage, 1)
+        wire = talker.wire
+        assert wire is not None
+        stage.broker.jammed = True
+        talker.say(type="publish", channel="room0", data=1)
+        assert not wire.reading
+        wire.reads = False
+        for _ in range(8):
+            stage.publish("room0")
+        await asyncio.sleep(2)
+        assert wire.paused
+        stage.broker.relieve()
+        assert not wire.reading, "it is slow"
+        stage.broker.jammed = True
+        wire.read()
+        assert wire.reading
+        talker.say(type="publish", channel="room0", data=2)
+        assert not wire.reading
+        wire.reads = False
+        for _ in range(8):
+            stage.publish("room0")
+        await asyncio.sleep(2)
+        wire.read()
+        assert not wire.reading, "the store is congested"
+        stage.broker.relieve()
+        assert wire.reading
+        await part(stage, [talker])
+
+    run(story())
+
+
+def test_one_page_of_history_at_a_time_is_read_for_a_client() -> None:
+    async def story() -> None:
+        stage = Stage(random.Random(1), clients=1, channels=1)
+        stage.broker.weather.delay = 0.3
+        [talker] = await gather(stage, 1)
+        for number in range(5):
+            talker.say(type="history", channel="room0")
+            assert talker.wire is not None
+            assert not talker.wire.reading, number
+        asked = talker.answers
+        await asyncio.sleep(60)
+        assert talker.answers == asked + 5
+        assert talker.wire.reading
+        await part(stage, [talker])
+
+    run(story())
+
+
+def test_answers_that_wait_are_written_before_the_socket_is_closed() -> None:
+    async def story() -> None:
+        stage = Stage(random.Random(1), clients=1, channels=1)
+        [talker] = await gather(stage, 1)
+        before = talker.answers
+        for _ in range(25):
+            talker.say(type="subscribe", channel=5)
+        assert talker.wire is not None
+        assert talker.wire.closed == 4400
+        assert talker.answers == before + 20
+        await part(stage, [])
+
+    run(story())
