@@ -75,7 +75,7 @@ def parts(numbers: range, size: int) -> Iterator[range]:
 
 async def lagged(service: Service, before: float) -> None:
     """Until one more socket has left its group."""
-    await asyncio.to_thread(until, lambda: sum(service.metric("lagged").values()) > before, 15, "a slow reader")
+    await asyncio.to_thread(until, lambda: sum(service.metric("lagged_total").values()) > before, 15, "a slow reader")
 
 
 def numbers(frames: list[Frame]) -> list[int]:
@@ -98,7 +98,7 @@ async def test_alive_comes_with_every_ping(fragile: Service) -> None:
 
 async def test_a_slow_reader_is_not_read_from_and_then_caught_up_whole(fragile: Service) -> None:
     channel = name()
-    before = sum(fragile.metric("lagged").values())
+    before = sum(fragile.metric("lagged_total").values())
     async with converse(fragile, receive_buffer=4096) as slow, converse(fragile) as brisk:
         for client in (slow, brisk):
             await client.ask("subscribe", channel=channel)
@@ -116,7 +116,7 @@ async def test_a_slow_reader_is_not_read_from_and_then_caught_up_whole(fragile: 
 
 async def test_publishes_of_a_slow_reader_wait_and_are_all_taken_once_it_reads(fragile: Service) -> None:
     channel, other = name(), name()
-    before = sum(fragile.metric("lagged").values())
+    before = sum(fragile.metric("lagged_total").values())
     async with converse(fragile, receive_buffer=4096) as slow:
         await slow.ask("subscribe", channel=channel)
         await fill(fragile, channel, 600, size=4000)
@@ -141,7 +141,7 @@ async def test_publishes_of_a_slow_reader_wait_and_are_all_taken_once_it_reads(f
 
 async def test_a_slow_reader_whom_the_log_no_longer_reaches_is_told_in_its_place(fragile: Service) -> None:
     channel = name("short")
-    before = sum(fragile.metric("lagged").values())
+    before = sum(fragile.metric("lagged_total").values())
     async with converse(fragile, receive_buffer=4096) as slow:
         await slow.ask("subscribe", channel=channel)
         last = await fill(fragile, channel, 1200, size=4000)
@@ -316,7 +316,7 @@ async def test_while_redis_is_away_commands_are_answered_and_those_who_listen_st
 
 
 async def test_a_stopping_service_says_when_to_come_back_and_closes_with_1012(own_redis: RedisServer) -> None:
-    with Service(own_redis.url, workers=2, drain_seconds="1") as service:
+    with Service(own_redis.url, workers=2, node="stopping", drain_seconds="1") as service:
         async with contextlib.AsyncExitStack() as stack:
             clients = [await stack.enter_async_context(converse(service)) for _ in range(20)]
             for client in clients:
