@@ -3,10 +3,14 @@
 TocsinError
 ├── BadRequest            malformed input
 │   ├── BadChannel        a name outside the channel grammar
-│   └── BadPosition       not `<epoch>-<digits>`
+│   ├── BadPosition       not `<epoch>-<digits>`
+│   └── UnknownType       a command that this version does not know
 ├── Unauthorized          no credentials, or bad ones
 ├── Forbidden             known, and not allowed
 ├── NotFound
+├── NotSubscribed         this socket does not hear the channel
+├── AlreadySubscribed     this socket hears the channel already
+├── TooManySubscriptions  this socket has as many channels as it may have
 ├── Conflict              the same key with another body
 ├── Gone                  the log does not reach back to `since`
 ├── TooLarge

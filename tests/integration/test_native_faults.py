@@ -301,7 +301,7 @@ async def test_while_redis_is_away_commands_are_answered_and_those_who_listen_st
             await client.say("history", channel=channel),
             await client.say("ping"),
         ]
-        answers = {}
+        answers: dict[int, Frame] = {}
         while len(answers) < len(refs):
             frame = await client.read()
             if "ref" in frame:

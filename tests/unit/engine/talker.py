@@ -143,7 +143,7 @@ class Talker:
 
     def _take_answer(self, kind: str, event: dict[str, Any]) -> None:
         self.answers += 1
-        command = self.asked.pop(event.get("ref"), None)
+        command = self.asked.pop(event.get("ref", 0), None)
         self.stage.fail_if(command is None, f"{self}: {kind} answers nothing that is open: {event}")
         if command is None:
             return
