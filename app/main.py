@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 from app import __version__, logs
 from app.brokers.redis import RedisBroker
 from app.core.errors import Code, TocsinError
+from app.core.messages import Welcome
 from app.edge.access import Access
 from app.edge.answers import answer, refusal
 from app.edge.http import BodyLimit, Rest, describe
@@ -34,6 +35,7 @@ from app.engine.hub import Hub
 from app.engine.metrics import snapshot_of
 from app.engine.roster import Roster
 from app.engine.worker import Worker
+from app.protocols.native import Native
 from app.protocols.plain import Plain
 from app.settings import Settings, describe_problems
 from app.sockets import Limits
@@ -118,7 +120,8 @@ def create_app(settings: Settings) -> Tocsin:
     )
     websocket_edge = WebSocketEdge(
         access=access,
-        codecs=(Plain(),),
+        plain=Plain(),
+        native=Native(),
         rules=settings.channels,
         hub=hub,
         catchup=catchup,
@@ -126,6 +129,15 @@ def create_app(settings: Settings) -> Tocsin:
         roster=roster,
         capacity=settings.max_connections,
         limits=Limits(message=settings.max_message, high_mark=settings.high_mark),
+        max_subscriptions=settings.max_subscriptions,
+        welcome=lambda client, user: Welcome(
+            client,
+            user,
+            f"{settings.node}/{max(worker.slot, 0)}",
+            settings.ping_seconds,
+            settings.max_message,
+            settings.key_seconds,
+        ),
         problems=worker.problems,
         new_client=lambda: secrets.token_urlsafe(12),
     )

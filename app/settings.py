@@ -126,6 +126,9 @@ class Settings(BaseSettings):
     max_message: int = Field(default=65_536, ge=256, le=1_048_576)
     """Bytes of a message's data at most."""
 
+    max_subscriptions: int = Field(default=128, ge=1, le=10_000)
+    """Channels that one `tocsin.v1` socket hears at most."""
+
     ping_seconds: float = Field(default=25, ge=0.1, le=300)
     """Seconds between two pings. A socket that stays silent for two of them is closed."""
 

@@ -3,10 +3,14 @@
 TocsinError
 ├── BadRequest            malformed input
 │   ├── BadChannel        a name outside the channel grammar
-│   └── BadPosition       not `<epoch>-<digits>`
+│   ├── BadPosition       not `<epoch>-<digits>`
+│   └── UnknownType       a command that this version does not know
 ├── Unauthorized          no credentials, or bad ones
 ├── Forbidden             known, and not allowed
 ├── NotFound
+├── NotSubscribed         this socket does not hear the channel
+├── AlreadySubscribed     this socket hears the channel already
+├── TooManySubscriptions  this socket has as many channels as it may have
 ├── Conflict              the same key with another body
 ├── Gone                  the log does not reach back to `since`
 ├── TooLarge
@@ -162,6 +166,30 @@ class NotFound(TocsinError):
     """Nothing is here."""
 
     code = Code.NOT_FOUND
+
+
+class NotSubscribed(TocsinError):
+    """This socket does not hear the channel."""
+
+    code = Code.NOT_SUBSCRIBED
+
+
+class AlreadySubscribed(TocsinError):
+    """This socket hears the channel already."""
+
+    code = Code.ALREADY_SUBSCRIBED
+
+
+class TooManySubscriptions(TocsinError):
+    """This socket has as many channels as it may have."""
+
+    code = Code.TOO_MANY_SUBSCRIPTIONS
+
+
+class UnknownType(BadRequest):
+    """A command of a type that this version does not know."""
+
+    code = Code.UNKNOWN_TYPE
 
 
 class Conflict(TocsinError):

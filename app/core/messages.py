@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from app.core.errors import BadChannel, BadPosition
+from app.core.errors import BadChannel, BadPosition, TocsinError
 
 _CHANNEL = re.compile(r"[A-Za-z0-9_.:@-]{1,128}\Z")
 _POSITION = re.compile(r"([0-9a-f]{1,40})-([0-9]{1,16})\Z")
@@ -167,3 +167,175 @@ def _compile(pattern: str, user: str | None) -> re.Pattern[str]:
 def matches(pattern: str, channel: str, user: str | None = None) -> bool:
     """Whether a channel matches a pattern. `{user}` compares literally and never matches an anonymous user."""
     return pattern == "*" or _compile(pattern, user).match(channel) is not None
+
+
+Ref = int | str | None
+"""What a native command may carry, and its answer repeats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """The client asks to publish. `channel` is None on a socket that has one channel.
+
+    Attributes:
+        size: bytes that count against the limit of a message (base64 as encoded).
+    """
+
+    kind: Kind
+    payload: bytes
+    size: int
+    channel: str | None = None
+    ref: Ref = None
+    key: str | None = None
+    ephemeral: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """The client asks for a channel, from `since`, or from just before the newest `history` messages, or from now."""
+
+    channel: str
+    ref: Ref = None
+    since: Position | None = None
+    history: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Unsubscribe:
+    """The client leaves a channel."""
+
+    channel: str
+    ref: Ref = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadHistory:
+    """The client asks for a page of a channel's log; both bounds exclusive."""
+
+    channel: str
+    ref: Ref = None
+    since: Position | None = None
+    before: Position | None = None
+    limit: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """The client asks whether somebody is there."""
+
+    ref: Ref = None
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """A message that is no command of this format; `ref` as far as it could be read."""
+
+    error: TocsinError
+    ref: Ref = None
+
+
+Command = Publish | Subscribe | Unsubscribe | ReadHistory | Ping | Malformed
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The first event of a session.
+
+    Attributes:
+        worker: `<node>/<slot>`, for people.
+        ping: seconds between two `Alive`.
+        max_data: bytes of a message's data at most.
+        key_seconds: how long an idempotency key is remembered.
+    """
+
+    client: str
+    user: str | None
+    worker: str
+    ping: float
+    max_data: int
+    key_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribed:
+    """Answer to `Subscribe`; `position` stands before the `replayed` messages that follow.
+
+    Attributes:
+        recovered: True: exactly the missed ones follow; False: nothing is replayed, reload; None: no `since` given.
+        reason: with `recovered=False`.
+    """
+
+    channel: str
+    position: Position
+    recovered: bool | None
+    replayed: int
+    reason: str | None = None
+    ref: Ref = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unsubscribed:
+    """Answer to `Unsubscribe`."""
+
+    channel: str
+    ref: Ref = None
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """Answer to `Publish`: the store has taken it."""
+
+    position: Position | None
+    duplicate: bool
+    ref: Ref = None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPage:
+    """Answer to `ReadHistory`."""
+
+    channel: str
+    publications: tuple[Publication, ...]
+    position: Position
+    complete: bool
+    ref: Ref = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """Answer to `Ping`."""
+
+    ref: Ref = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Any command may be answered by an error instead."""
+
+    error: TocsinError
+    ref: Ref = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Continuity was lost in a channel; the client reloads and goes on from `position`."""
+
+    channel: str
+    reason: str
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """The server is there: what browsers see in the place of a ping frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComeBack:
+    """The connection is about to end; come back after so many seconds."""
+
+    after: float
+    reason: str
+
+
+Event = Welcome | Subscribed | Unsubscribed | Acknowledged | HistoryPage | Pong | Refused | Lost | Alive | ComeBack

@@ -1,32 +1,92 @@
-"""One client's session: commands and answers in, effects out. It performs nothing and knows no wire format."""
+"""One client's session: commands and answers in, effects out. It performs nothing and knows no wire format.
+
+Two sessions share the effects: plain, whose refusals are closes, and native, which answers every command.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from app.core.continuity import Gap
-from app.core.errors import Close, TocsinError
-from app.core.identity import Identity
-from app.core.messages import ChannelRule, Draft, Kind, Published, Verb
+from app.core.continuity import Gap, Resumed
+from app.core.errors import (
+    AlreadySubscribed,
+    BadRequest,
+    Close,
+    Forbidden,
+    NotSubscribed,
+    TocsinError,
+    TooLarge,
+    TooManySubscriptions,
+    UnsupportedType,
+)
+from app.core.identity import Identity, rule_for
+from app.core.messages import (
+    Acknowledged,
+    ChannelRule,
+    Command,
+    Draft,
+    Event,
+    HistoryPage,
+    Lost,
+    Malformed,
+    Ping,
+    Pong,
+    Position,
+    Publication,
+    Publish,
+    Published,
+    ReadHistory,
+    Ref,
+    Refused,
+    Subscribe,
+    Subscribed,
+    Unsubscribe,
+    Unsubscribed,
+    Verb,
+    check_channel,
+)
 
-
-@dataclass(frozen=True, slots=True)
-class Publish:
-    """The client asks to publish in its channel."""
-
-    kind: Kind
-    payload: bytes
-
-
-Command = Publish
+PATIENCE = 20
+"""Malformed commands without a good one between them after which a native client is sent away for good."""
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Hand this to the store; its outcome comes back to `on_outcome`."""
+    """Hand this to the store; its outcome comes back to `on_outcome` with the same `ref`."""
 
     draft: Draft
+    ref: Ref = None
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Open the channel and bring the beginning to `on_opened`, or the failure to `on_failed`."""
+
+    command: Subscribe
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Stop hearing the channel, and say so."""
+
+    channel: str
+    event: Unsubscribed
+
+
+@dataclass(frozen=True, slots=True)
+class Extract:
+    """Read from the log; the page comes back to `on_extract`, a failure to `on_failed`."""
+
+    command: ReadHistory
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Write this event to the client."""
+
+    event: Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +97,7 @@ class Disconnect:
     reason: str
 
 
-Effect = Store | Disconnect
+Effect = Store | Open | Leave | Extract | Say | Disconnect
 
 
 class PlainSession:
@@ -59,30 +119,168 @@ class PlainSession:
         self.rule = rule
 
     def receive(self, command: Command) -> Effect:
-        """What a command leads to."""
-        match command:
-            case Publish(kind, payload):
-                if not self.identity.may(Verb.PUBLISH, self.channel, self.rule):
-                    return Disconnect(Close.FORBIDDEN, "you may not publish in this channel")
-                draft = Draft(
-                    self.channel,
-                    kind,
-                    payload,
-                    client=self.client,
-                    user=self.identity.user,
-                    scope=self.identity.scope,
-                    ephemeral=self.rule.history == 0,
-                )
-                return Store(draft)
-            case _:
-                assert_never(command)
+        """What a command leads to. A plain codec reads nothing but `Publish`."""
+        assert isinstance(command, Publish)
+        if not self.identity.may(Verb.PUBLISH, self.channel, self.rule):
+            return Disconnect(Close.FORBIDDEN, "you may not publish in this channel")
+        return Store(
+            Draft(
+                self.channel,
+                command.kind,
+                command.payload,
+                client=self.client,
+                user=self.identity.user,
+                scope=self.identity.scope,
+                ephemeral=self.rule.history == 0,
+            )
+        )
 
-    def on_outcome(self, outcome: Published | TocsinError) -> Effect | None:
+    def on_outcome(self, outcome: Published | TocsinError, ref: Ref) -> Effect | None:  # noqa: ARG002 - plain has none
         """How a publish ended. Plain has no answers: success is silent, a failure closes."""
         if isinstance(outcome, TocsinError):
             return Disconnect(outcome.rule.close, outcome.message)
         return None
 
-    def on_gap(self, gap: Gap) -> Effect:
+    def on_opened(self, command: Subscribe, resumed: Resumed) -> Effect | None:
+        """The channel is open. A `since` that cannot be made whole closes."""
+        if resumed.recovered is False and resumed.reason is not None:
+            return self.on_gap(command.channel, Gap(resumed.reason, resumed.position))
+        return None
+
+    def on_gap(self, channel: str, gap: Gap) -> Effect:  # noqa: ARG002 - it has one
         """Plain cannot be told of a gap in a frame; the close says it."""
         return Disconnect(Close.GAP, f"gap: {gap.reason}; reload and connect without since")
+
+
+class NativeSession:
+    """The session of `tocsin.v1`: many channels, and every command has an answer.
+
+    Args:
+        client: this connection's unguessable id.
+        identity: who it is.
+        rules: channel rules; the first match wins.
+        max_message: bytes of a message's data at most.
+        max_subscriptions: channels at most.
+    """
+
+    __slots__ = ("_malformed", "_subscribed", "client", "identity", "max_message", "max_subscriptions", "rules")
+
+    def __init__(
+        self,
+        client: str,
+        identity: Identity,
+        rules: Sequence[ChannelRule],
+        max_message: int,
+        max_subscriptions: int,
+    ) -> None:
+        self.client = client
+        self.identity = identity
+        self.rules = rules
+        self.max_message = max_message
+        self.max_subscriptions = max_subscriptions
+        self._subscribed: set[str] = set()
+        self._malformed = 0
+
+    def receive(self, command: Command) -> Effect:
+        """What a command leads to."""
+        if isinstance(command, Malformed):
+            return self._on_malformed(command)
+        self._malformed = 0
+        try:
+            return self._take(command)
+        except TocsinError as error:
+            return Say(Refused(error, command.ref))
+
+    def on_outcome(self, outcome: Published | TocsinError, ref: Ref) -> Effect:
+        """How a publish ended."""
+        if isinstance(outcome, TocsinError):
+            return Say(Refused(outcome, ref))
+        return Say(Acknowledged(outcome.position, outcome.duplicate, ref))
+
+    def on_opened(self, command: Subscribe, resumed: Resumed) -> Effect:
+        """The channel is open; its messages follow this answer."""
+        reason = None if resumed.reason is None else resumed.reason.value
+        return Say(
+            Subscribed(command.channel, resumed.position, resumed.recovered, resumed.replayed, reason, command.ref)
+        )
+
+    def on_extract(
+        self, command: ReadHistory, publications: tuple[Publication, ...], position: Position, complete: bool
+    ) -> Effect:
+        """A page of the log."""
+        return Say(HistoryPage(command.channel, publications, position, complete, command.ref))
+
+    def on_failed(self, command: Subscribe | ReadHistory, error: TocsinError) -> Effect:
+        """The store could not answer."""
+        if isinstance(command, Subscribe):
+            self._subscribed.discard(command.channel)
+        return Say(Refused(error, command.ref))
+
+    def on_gap(self, channel: str, gap: Gap) -> Effect:
+        """Continuity was lost in one channel."""
+        return Say(Lost(channel, gap.reason.value, gap.position))
+
+    def _take(self, command: Publish | Subscribe | Unsubscribe | ReadHistory | Ping) -> Effect:
+        match command:
+            case Publish():
+                return self._publish(command)
+            case Subscribe(channel):
+                self._require(Verb.SUBSCRIBE, channel)
+                if command.history and command.since is None:
+                    self._require(Verb.HISTORY, channel)
+                if channel in self._subscribed:
+                    raise AlreadySubscribed("this socket hears the channel already")
+                if len(self._subscribed) >= self.max_subscriptions:
+                    raise TooManySubscriptions(f"a socket has at most {self.max_subscriptions} channels")
+                self._subscribed.add(channel)
+                return Open(command)
+            case Unsubscribe(channel):
+                if channel not in self._subscribed:
+                    raise NotSubscribed("this socket does not hear the channel")
+                self._subscribed.discard(channel)
+                return Leave(channel, Unsubscribed(channel, command.ref))
+            case ReadHistory(channel):
+                self._require(Verb.HISTORY, channel)
+                return Extract(command)
+            case Ping(ref):
+                return Say(Pong(ref))
+            case _:
+                assert_never(command)
+
+    def _publish(self, command: Publish) -> Effect:
+        channel = command.channel or ""
+        rule = self._require(Verb.PUBLISH, channel)
+        if command.size > self.max_message:
+            raise TooLarge(f"`data` has at most {self.max_message} bytes")
+        ephemeral = command.ephemeral or rule.history == 0
+        if command.ephemeral and command.key is not None:
+            raise BadRequest("an ephemeral message has no key: it is not stored")
+        draft = Draft(
+            channel,
+            command.kind,
+            command.payload,
+            client=self.client,
+            user=self.identity.user,
+            scope=self.identity.scope,
+            key=None if ephemeral else command.key,
+            ephemeral=ephemeral,
+        )
+        return Store(draft, command.ref)
+
+    def _require(self, verb: Verb, channel: str) -> ChannelRule:
+        rule = rule_for(self.rules, check_channel(channel))
+        if rule is None:
+            raise Forbidden("no rule of this service covers this channel")
+        self.identity.require(verb, channel, rule)
+        return rule
+
+    def _on_malformed(self, command: Malformed) -> Effect:
+        if isinstance(command.error, UnsupportedType):
+            return Disconnect(Close.WRONG_TYPE, command.error.message)
+        self._malformed += 1
+        if self._malformed > PATIENCE:
+            return Disconnect(Close.MALFORMED, "too many malformed commands")
+        return Say(Refused(command.error, command.ref))
+
+
+Session = PlainSession | NativeSession

@@ -9,16 +9,7 @@ import orjson
 from starlette.responses import Response
 
 from app.core.errors import RULES, Code, TocsinError
-
-
-def content(error: TocsinError) -> dict[str, Any]:
-    """The error object (PROTOCOL: error)."""
-    found: dict[str, Any] = {"code": error.code.value, "message": error.message}
-    if error.retry_after is not None:
-        found["retry_after"] = error.retry_after
-    if error.position is not None:
-        found["position"] = error.position
-    return found
+from app.protocols.native import error_object
 
 
 def answer(error: TocsinError) -> Response:
@@ -28,7 +19,7 @@ def answer(error: TocsinError) -> Response:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after or 1)))
     if error.code is Code.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
-    return json(error.rule.http, {"error": content(error)}, headers)
+    return json(error.rule.http, {"error": error_object(error)}, headers)
 
 
 def refusal(status: int, code: Code, message: str, headers: dict[str, str] | None = None) -> Response:

@@ -22,7 +22,7 @@ from app.core.errors import BadRequest, Code, Forbidden, TocsinError, TooLarge
 from app.core.identity import Identity, rule_for
 from app.core.messages import ChannelRule, Draft, Kind, Position, Published, Verb, check_channel
 from app.edge.access import Access
-from app.edge.answers import content, json, refusal
+from app.edge.answers import json, refusal
 from app.edge.models import (
     KEY,
     Addressed,
@@ -108,7 +108,7 @@ class Rest:
             identity = self.access.identify(request.scope)
             outcomes = await asyncio.gather(*(self._store_checked(identity, item) for item in body.messages))
             results = [
-                {"error": content(outcome)} if isinstance(outcome, TocsinError) else _published(outcome)
+                {"error": native.error_object(outcome)} if isinstance(outcome, TocsinError) else _published(outcome)
                 for outcome in outcomes
             ]
             return json(200, {"results": results})

@@ -7,45 +7,50 @@ is freed; elsewhere it drives the same connection from a receive loop.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from app.brokers import Broker
-from app.core.continuity import Gap, Reason
 from app.core.errors import BadRequest, Draining, Forbidden, TocsinError, Unavailable
 from app.core.identity import Identity, rule_for
-from app.core.messages import ChannelRule, Position, Verb, check_channel
-from app.core.session import PlainSession
+from app.core.messages import ChannelRule, Position, Subscribe, Verb, Welcome, check_channel
+from app.core.session import NativeSession, PlainSession
 from app.edge.access import Access
 from app.edge.answers import answer
 from app.engine.catchup import CatchUp
-from app.engine.connection import Connection
+from app.engine.connection import Connection, NativeConnection
 from app.engine.hub import Hub
 from app.engine.roster import Roster
-from app.protocols import Codec, negotiate
+from app.protocols import Codec, Conversation, negotiate
 from app.sockets import EXTENSION, Handover, Limits
 from app.sockets.asgi import AsgiSocket
 
+FRAME_SLACK = 4096
+"""Bytes of a native frame around its `data`."""
+Drive = Callable[[], Awaitable[None]] | None
 DEFAULT_CHANNEL = "lobby"
 HISTORY = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What an upgrade asks for, checked."""
+    """What an upgrade asks for, checked.
+
+    Attributes:
+        subscribe: the one channel of a plain socket and where to begin; None for native, which asks in frames.
+    """
 
     identity: Identity
     codec: Codec
     subprotocol: str | None
-    channel: str
-    rule: ChannelRule
-    echo: bool
-    history: int
-    since: Position | None
+    subscribe: Subscribe | None = None
+    rule: ChannelRule | None = None
+    echo: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +58,20 @@ class WebSocketEdge:
     """The endpoint; an ASGI application for WebSocket scopes.
 
     Attributes:
-        codecs: the wire formats, the default one first.
+        plain: the codec for who offers none.
+        native: the codec with answers.
         rules: channel rules.
         capacity: sockets this worker holds at most.
-        limits: of each socket.
+        limits: of each plain socket; a native frame may have `FRAME_SLACK` bytes more.
+        max_subscriptions: channels of a native socket at most.
         problems: why upgrades are refused right now.
         new_client: an unguessable client id.
+        welcome: the first event of a native session, for a client id and a user.
     """
 
     access: Access
-    codecs: Sequence[Codec]
+    plain: Codec
+    native: Conversation
     rules: Sequence[ChannelRule]
     hub: Hub
     catchup: CatchUp
@@ -70,8 +79,10 @@ class WebSocketEdge:
     roster: Roster
     capacity: int
     limits: Limits
+    max_subscriptions: int
     problems: Callable[[], list[str]]
     new_client: Callable[[], str]
+    welcome: Callable[[str, str | None], Welcome]
 
     def check(self, scope: Scope, query: Mapping[str, str], offered: Sequence[str]) -> Request:
         """Everything that can be refused before the upgrade without asking the store.
@@ -81,71 +92,105 @@ class WebSocketEdge:
         """
         self.access.admit(scope)
         identity = self.access.identify(scope)
-        codec, subprotocol = negotiate(offered, self.codecs)
-        channel = check_channel(query.get("channel", DEFAULT_CHANNEL))
-        rule = rule_for(self.rules, channel)
-        if rule is None:
-            raise Forbidden("no rule of this service covers this channel")
-        history = _number(query.get("history", "0"), HISTORY)
-        since = Position.parse(query["since"]) if query.get("since") else None
-        identity.require(Verb.SUBSCRIBE, channel, rule)
-        if history and since is None:
-            identity.require(Verb.HISTORY, channel, rule)
+        codec, subprotocol = negotiate(offered, (self.plain, self.native))
+        request = Request(identity, codec, subprotocol)
+        if codec is self.plain:
+            request = self._check_plain(request, query)
         if self.roster.draining:
             raise Draining("this worker is going away", retry_after=1.0)
         if self.roster.count + self.roster.opening >= self.capacity:
             raise Unavailable("this worker is full", retry_after=5.0)
         if self.problems():
             raise Unavailable("the service is not ready", retry_after=1.0)
-        return Request(identity, codec, subprotocol, channel, rule, _flag(query.get("echo", "true")), history, since)
+        return request
+
+    def _check_plain(self, request: Request, query: Mapping[str, str]) -> Request:
+        channel = check_channel(query.get("channel", DEFAULT_CHANNEL))
+        rule = rule_for(self.rules, channel)
+        if rule is None:
+            raise Forbidden("no rule of this service covers this channel")
+        history = _number(query.get("history", "0"), HISTORY)
+        since = Position.parse(query["since"]) if query.get("since") else None
+        request.identity.require(Verb.SUBSCRIBE, channel, rule)
+        if history and since is None:
+            request.identity.require(Verb.HISTORY, channel, rule)
+        echo = _flag(query.get("echo", "true"))
+        return replace(request, subscribe=Subscribe(channel, None, since, history), rule=rule, echo=echo)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one upgrade."""
+        """Serve one upgrade. What is under way counts against the capacity."""
         websocket = WebSocket(scope, receive, send)
         try:
             request = self.check(scope, websocket.query_params, scope.get("subprotocols", ()))
+            self.roster.opening += 1
+            try:
+                start = self._start_native if request.subscribe is None else self._start_plain
+                drive = await start(websocket, request, receive, send)
+            finally:
+                self.roster.opening -= 1
         except TocsinError as error:
             await deny(websocket, error)
             return
-        opening, held = True, None
-        self.roster.opening += 1
+        if drive is not None:
+            await drive()
+
+    async def _start_native(self, websocket: WebSocket, request: Request, receive: Receive, send: Send) -> Drive:
+        await websocket.accept(request.subprotocol)
+        client = self.new_client()
+        user = request.identity.user
+        session = NativeSession(client, request.identity, self.rules, self.limits.message, self.max_subscriptions)
+        connection = NativeConnection(
+            session=session,
+            codec=self.native,
+            hub=self.hub,
+            catchup=self.catchup,
+            broker=self.broker,
+            roster=self.roster,
+            welcome=self.welcome(client, user),
+        )
+        limits = replace(self.limits, message=self.limits.message + FRAME_SLACK)
+        return self._hand_over(connection, limits, websocket.scope, receive, send)
+
+    async def _start_plain(self, websocket: WebSocket, request: Request, receive: Receive, send: Send) -> Drive:
+        """The 101 goes out when the channel is live; what is published from the position on follows it."""
+        subscribe, rule = request.subscribe, request.rule
+        assert subscribe is not None
+        assert rule is not None
+        channel = await self.hub.open(subscribe.channel)
+        held = True
         try:
-            held = channel = await self.hub.open(request.channel)
-            if request.since is not None:
-                resumed, follower = await self.catchup.resume(channel, request.since)
+            if subscribe.since is not None:
+                resumed, follower = await self.catchup.resume(channel, subscribe.since)
             else:
-                resumed, follower = await self.catchup.begin(channel, request.history)
+                resumed, follower = await self.catchup.begin(channel, subscribe.history)
             await websocket.accept(request.subprotocol)
-            session = PlainSession(self.new_client(), request.identity, request.channel, request.rule)
             connection = Connection(
-                session=session,
+                session=PlainSession(self.new_client(), request.identity, subscribe.channel, rule),
                 codec=request.codec,
                 hub=self.hub,
                 catchup=self.catchup,
                 broker=self.broker,
                 roster=self.roster,
             )
-            handover: Handover | None = scope.get("extensions", {}).get(EXTENSION)
-            if handover is not None:
-                socket = handover(connection, self.limits)
-                run = None
-            else:
-                socket = portable = AsgiSocket(receive, send, self.limits)
-                run = portable.run
-            opening, held = False, None
-            self.roster.opening -= 1
-            lost = resumed.recovered is False
-            gap = Gap(resumed.reason or Reason.DIVERGED, resumed.position) if lost else None
-            connection.open(socket, channel, follower, echo=request.echo, gap=gap)
-            if run is not None:
-                await run(connection)
-        except TocsinError as error:
-            await deny(websocket, error)
+            drive = self._hand_over(connection, self.limits, websocket.scope, receive, send)
+            connection.opened(subscribe, resumed)
+            connection.hear(channel, follower, echo=request.echo)
+            held = False
         finally:
-            if opening:
-                self.roster.opening -= 1
-            if held is not None:
-                self.hub.release(held)
+            if held:
+                self.hub.release(channel)
+        return drive
+
+    @staticmethod
+    def _hand_over(connection: Connection, limits: Limits, scope: Scope, receive: Receive, send: Send) -> Drive:
+        """Give the connection its socket. Returns what drives it, where the server does not."""
+        handover: Handover | None = scope.get("extensions", {}).get(EXTENSION)
+        if handover is not None:
+            connection.open(handover(connection, limits))
+            return None
+        socket = AsgiSocket(receive, send, limits)
+        connection.open(socket)
+        return partial(socket.run, connection)
 
 
 async def deny(websocket: WebSocket, error: TocsinError) -> None:

@@ -184,4 +184,4 @@ class CatchUp:
 
     def _gap(self, subscription: Subscription, gap: Gap) -> None:
         self._hub.counters.gaps += 1
-        subscription.member.on_gap(gap)
+        subscription.member.on_gap(subscription.channel.name, gap)

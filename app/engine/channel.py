@@ -20,8 +20,8 @@ class Member(Protocol):
 
     socket: Socket
 
-    def on_gap(self, gap: Gap) -> None:
-        """Continuity was lost for this member."""
+    def on_gap(self, channel: str, gap: Gap) -> None:
+        """Continuity was lost for this member in a channel."""
 
 
 class Subscription:
@@ -94,12 +94,19 @@ class Group:
 class Flush:
     """A fan-out under way, as a value: chunks and the sockets that were in the group when it began."""
 
-    __slots__ = ("index", "parts", "position")
+    __slots__ = ("_gone", "index", "parts", "position")
 
     def __init__(self, parts: list[tuple[list[Chunk], tuple[Socket, ...]]], position: Position | None) -> None:
         self.parts = parts
         self.position = position
         self.index = 0
+        self._gone: set[Socket] | None = None
+
+    def skip(self, socket: Socket) -> None:
+        """Write nothing more to this one: it has left the channel, and been told so."""
+        if self._gone is None:
+            self._gone = set()
+        self._gone.add(socket)
 
     def step(self, budget: int) -> bool:
         """Write to the next sockets. Returns whether all is written."""
@@ -107,6 +114,8 @@ class Flush:
             chunks, sockets = self.parts[-1]
             end = min(self.index + budget, len(sockets))
             batch = sockets if end - self.index == len(sockets) else sockets[self.index : end]
+            if self._gone is not None:
+                batch = tuple(socket for socket in batch if socket not in self._gone)
             if len(chunks) == 1:
                 chunk = chunks[0]
                 for socket in batch:
@@ -207,12 +216,14 @@ class Channel:
         subscription.follower = Follower(self._position_of(subscription), self.state.epoch)
 
     def drop(self, subscription: Subscription) -> None:
-        """The member is gone; its socket's `write` does nothing any more."""
+        """The member has left: nothing of this channel is written to it any more, also by a flush under way."""
         if not subscription.closed:
             subscription.closed = True
             self.give_up(subscription)
             if subscription.follower is None:
                 self._remove(subscription)
+                if self.flush is not None:
+                    self.flush.skip(subscription.member.socket)
 
     def settle_leaving(self) -> None:
         """After a flush: let those go who became slow in it."""

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from app.core.errors import Close
-from app.sockets import Socket
+from app.sockets import Chunk, Socket
 
+RETURN_SECONDS = 2.0
+"""Within how many seconds those who were sent away are asked to return, each at a moment of its own."""
 FREEZE_EVERY = 5_000
 """Connections gained after which the collector is told to leave alone what is there."""
 
@@ -22,12 +24,21 @@ class Peer(Protocol):
 
     Attributes:
         slot: its place on the wheel, kept here for the roster.
-        held: whether reading is paused by us, so that silence is no sign of death.
     """
 
     socket: Socket
     slot: int
-    held: bool
+
+    @property
+    def held(self) -> bool:
+        """Whether reading is paused by us, so that silence is no sign of death."""
+
+    @property
+    def keepalive(self) -> Chunk | None:
+        """What goes out with a ping."""
+
+    def end(self, after: float) -> None:
+        """Close, because the server stops; the client may be back after so many seconds."""
 
 
 class Roster:
@@ -85,6 +96,11 @@ class Roster:
     def brisk(self, peer: Peer) -> None:
         """Its reader has caught up with what was waiting."""
         self._stalled.pop(peer, None)
+        self.excuse(peer)
+
+    def excuse(self, peer: Peer) -> None:
+        """It was not pinged, or not read from: its silence so far says nothing."""
+        peer.socket.heard = max(peer.socket.heard, asyncio.get_running_loop().time())
 
     def turn(self) -> None:
         """Once a second: ping the next slice, end who is silent or has stalled for too long."""
@@ -101,7 +117,7 @@ class Roster:
                 self.silent += 1
                 socket.close(Close.NO_PONG, "no pong")
             else:
-                socket.ping(None)
+                socket.ping(peer.keepalive)
 
     def abort_all(self) -> None:
         """The loop stood still for too long: what these peers sent is of another time and must not be read."""
@@ -114,5 +130,5 @@ class Roster:
         """The server stops: close this one at a moment of its own within the drain window."""
         self.draining = True
         asyncio.get_running_loop().call_later(
-            self._chance() * self._drain_seconds, peer.socket.close, Close.RESTART, "the service restarts"
+            self._chance() * self._drain_seconds, peer.end, self._chance() * RETURN_SECONDS
         )

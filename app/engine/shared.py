@@ -6,20 +6,25 @@ from collections import deque
 
 from app.core.messages import Position, Publication
 from app.protocols import Codec
-from app.sockets import Framing, Unit
+from app.sockets import Chunk, Framing, Unit
 
 RING = 262_144
 """Bytes of recent messages kept per channel with several subscribers."""
 
 
 class Encoding:
-    """A codec on a kind of socket: what one group shares."""
+    """A codec on a kind of socket: what one group shares.
 
-    __slots__ = ("codec", "framing")
+    Attributes:
+        keepalive: one buffer that goes out with every ping, made by the first who needs it.
+    """
+
+    __slots__ = ("codec", "framing", "keepalive")
 
     def __init__(self, codec: Codec, framing: Framing) -> None:
         self.codec = codec
         self.framing = framing
+        self.keepalive: Chunk | None = None
 
     def unit(self, channel: str, publication: Publication) -> Unit:
         """One publication, encoded and framed."""

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from app.core.errors import BadRequest
-from app.core.messages import Publication
-from app.core.session import Command
+from app.core.messages import Command, Event, Publication
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +37,13 @@ class Codec(Protocol):
 
     def decode_binary(self, payload: bytes) -> Command:
         """What a binary message asks for."""
+
+
+class Conversation(Codec, Protocol):
+    """A wire format in which the server speaks too: answers, gaps, the end."""
+
+    def say(self, event: Event) -> Message:
+        """An event as this format writes it."""
 
 
 BEARER = "tocsin.bearer."

@@ -1,13 +1,136 @@
-"""Native: messages as JSON objects with ids. REST answers with the same objects."""
+"""Native, `tocsin.v1`: JSON objects, one a text frame. REST answers with the same message objects.
+
+A JSON payload travels as the text that was published: it is neither parsed nor written anew.
+"""
 
 from __future__ import annotations
 
 import base64
-from typing import Any
+import binascii
+import re
+from typing import Annotated, Any, assert_never
 
+import msgspec
 import orjson
 
-from app.core.messages import Kind, Publication
+from app.core.errors import BadRequest, TocsinError, UnknownType, UnsupportedType
+from app.core.messages import (
+    Acknowledged,
+    Alive,
+    ComeBack,
+    Command,
+    Event,
+    HistoryPage,
+    Kind,
+    Lost,
+    Malformed,
+    Ping,
+    Pong,
+    Position,
+    Publication,
+    Publish,
+    ReadHistory,
+    Ref,
+    Refused,
+    Subscribe,
+    Subscribed,
+    Unsubscribe,
+    Unsubscribed,
+    Welcome,
+)
+from app.protocols import Message
+
+DEPTH = 32
+"""Nesting of `data` at most; the command around it is one level more."""
+
+_INTEGER = 2**63
+_Ref = Annotated[int, msgspec.Meta(ge=-_INTEGER, le=_INTEGER - 1)] | Annotated[str, msgspec.Meta(max_length=64)] | None
+_Key = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{16,64}\Z")]
+
+
+class _Subscribe(msgspec.Struct, tag="subscribe"):
+    channel: str
+    ref: _Ref = None
+    since: str | None = None
+    history: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+    presence: Any = None
+
+
+class _Unsubscribe(msgspec.Struct, tag="unsubscribe"):
+    channel: str
+    ref: _Ref = None
+
+
+class _Publish(msgspec.Struct, tag="publish"):
+    channel: str
+    ref: _Ref = None
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    base64: str | None = None
+    key: _Key | None = None
+    ephemeral: bool = False
+
+
+class _History(msgspec.Struct, tag="history"):
+    channel: str
+    ref: _Ref = None
+    since: str | None = None
+    before: str | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
+
+
+class _Ping(msgspec.Struct, tag="ping"):
+    ref: _Ref = None
+
+
+class _Head(msgspec.Struct):
+    """What can be read of a command that is none of ours."""
+
+    type: Any = None
+    ref: Any = None
+
+
+_DECODER = msgspec.json.Decoder(_Subscribe | _Unsubscribe | _Publish | _History | _Ping)
+_HEAD = msgspec.json.Decoder(_Head)
+_TYPES = ("subscribe", "unsubscribe", "publish", "history", "ping")
+# To the end of the text where a string has none: it is looked at once, whatever a client sends.
+_STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_BRACKETS = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+class Native:
+    """The native codec."""
+
+    __slots__ = ()
+
+    subprotocol = "tocsin.v1"
+
+    def encode(self, channel: str, publication: Publication) -> Message:
+        """A publication as a `message` frame."""
+        return Message(orjson.dumps(message(channel, publication)), text=True)
+
+    def say(self, event: Event) -> Message:
+        """An event as its frame."""
+        return Message(orjson.dumps(_object(event)), text=True)
+
+    def decode_text(self, payload: bytes) -> Command:
+        """A command, or why it is none."""
+        try:
+            _check_depth(payload)
+            return _command(_DECODER.decode(payload))
+        except TocsinError as error:
+            return Malformed(error, _head(payload)[1])
+        except msgspec.ValidationError as error:
+            kind, ref = _head(payload)
+            if kind not in _TYPES:
+                return Malformed(UnknownType("a command is an object, and its `type` is one of ours"), ref)
+            return Malformed(BadRequest(f"this is not what the command takes: {error}"), ref)
+        except msgspec.DecodeError as error:
+            return Malformed(BadRequest(f"a frame holds one JSON object: {error}"))
+
+    def decode_binary(self, payload: bytes) -> Command:  # noqa: ARG002 - whatever it holds
+        """Native is text; the socket is closed with 1003."""
+        return Malformed(UnsupportedType("tocsin.v1 takes text frames"))
 
 
 def message(channel: str, publication: Publication) -> dict[str, Any]:
@@ -16,21 +139,153 @@ def message(channel: str, publication: Publication) -> dict[str, Any]:
     JSON stays the text that was published (an `orjson.Fragment`): serialise with orjson.
     """
     attributes = publication.read_attributes()
-    found: dict[str, Any] = {
-        "type": "message",
-        "channel": channel,
-        "id": None if publication.position is None else str(publication.position),
-    }
+    found: dict[str, Any] = {"type": "message", "channel": channel}
+    if publication.position is not None:
+        found["id"] = str(publication.position)
     match publication.kind:
         case Kind.JSON:
             found["data"] = orjson.Fragment(publication.payload)
         case Kind.BINARY:
             found["base64"] = base64.b64encode(publication.payload).decode()
         case _:
-            found["data"] = publication.payload.decode()
-    if found["id"] is None:
-        del found["id"]
+            found["data"] = publication.payload.decode(errors="replace")
     found["from"] = attributes.get("c")
     found["user"] = attributes.get("u")
     found["at"] = attributes.get("t")
     return found
+
+
+def error_object(error: TocsinError) -> dict[str, Any]:
+    """Code and sentence, and where they apply the seconds after which to try again and the position to go on from."""
+    found: dict[str, Any] = {"code": error.code.value, "message": error.message}
+    if error.retry_after is not None:
+        found["retry_after"] = error.retry_after
+    if error.position is not None:
+        found["position"] = error.position
+    return found
+
+
+def _object(event: Event) -> dict[str, Any]:
+    match event:
+        case Acknowledged(position, duplicate, ref):
+            identity = None if position is None else str(position)
+            return _answer("published", ref, id=identity, duplicate=duplicate)
+        case Subscribed(channel, position, recovered, replayed, reason, ref):
+            more = {} if reason is None else {"reason": reason}
+            return _answer(
+                "subscribed",
+                ref,
+                channel=channel,
+                position=str(position),
+                recovered=recovered,
+                replayed=replayed,
+                **more,
+            )
+        case Unsubscribed(channel, ref):
+            return _answer("unsubscribed", ref, channel=channel)
+        case HistoryPage(channel, publications, position, complete, ref):
+            messages = [message(channel, item) for item in publications if item.kind is not None]
+            return _answer(
+                "history", ref, channel=channel, messages=messages, position=str(position), complete=complete
+            )
+        case Pong(ref):
+            return _answer("pong", ref)
+        case Refused(error, ref):
+            return _answer("error", ref, **error_object(error))
+        case Lost(channel, reason, position):
+            return {"type": "gap", "channel": channel, "reason": reason, "position": str(position)}
+        case Alive():
+            return {"type": "alive"}
+        case ComeBack(after, reason):
+            return {"type": "reconnect", "after": round(after, 3), "reason": reason}
+        case Welcome(client, user, worker, ping, max_data, key_seconds):
+            return {
+                "type": "welcome",
+                "client": client,
+                "user": user,
+                "worker": worker,
+                "ping": int(ping) if ping.is_integer() else ping,
+                "max_data": max_data,
+                "key_seconds": key_seconds,
+                "expires_at": None,
+            }
+        case _:
+            assert_never(event)
+
+
+def _answer(kind: str, ref: Ref, **fields: Any) -> dict[str, Any]:
+    return {"type": kind, **fields} if ref is None else {"type": kind, "ref": ref, **fields}
+
+
+def _command(given: _Subscribe | _Unsubscribe | _Publish | _History | _Ping) -> Command:
+    match given:
+        case _Publish():
+            return _publish(given)
+        case _Subscribe(channel=channel, ref=ref, since=since, history=history, presence=presence):
+            if presence is not None:
+                raise BadRequest("presence is not served by this version")
+            return Subscribe(channel, ref, _position(since), history)
+        case _Unsubscribe(channel=channel, ref=ref):
+            return Unsubscribe(channel, ref)
+        case _History(channel=channel, ref=ref, since=since, before=before, limit=limit):
+            return ReadHistory(channel, ref, _position(since), _position(before), limit)
+        case _Ping(ref=ref):
+            return Ping(ref)
+        case _:
+            assert_never(given)
+
+
+def _position(text: str | None) -> Position | None:
+    return None if text is None else Position.parse(text)
+
+
+def _publish(given: _Publish) -> Publish:
+    if (given.data is msgspec.UNSET) == (given.base64 is None):
+        raise BadRequest("give either `data` or `base64`")
+    if given.base64 is not None:
+        try:
+            kind, payload, size = Kind.BINARY, base64.b64decode(given.base64, validate=True), len(given.base64)
+        except (binascii.Error, ValueError):
+            raise BadRequest("`base64` is not base64 (RFC 4648 section 4)") from None
+    else:
+        assert isinstance(given.data, msgspec.Raw)
+        kind, payload = Kind.JSON, bytes(given.data)
+        size = len(payload)
+        _check_readable(payload)
+    return Publish(kind, payload, size, given.channel, given.ref, given.key, given.ephemeral)
+
+
+def _check_readable(payload: bytes) -> None:
+    """What is passed on verbatim must be readable for all: half of a surrogate pair and a number beyond double
+    precision's range are JSON by its grammar and refused by many a reader (RFC 8259 sections 6 and 8.2).
+    """
+    try:
+        orjson.loads(payload)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"`data` is not for every reader of JSON: {error.msg}") from None
+
+
+def _check_depth(payload: bytes) -> None:
+    """Take away the innermost pairs of brackets, level by level: what is left after `DEPTH` and one is too deep."""
+    if payload.count(b"[") + payload.count(b"{") <= DEPTH:
+        return
+    brackets = _STRINGS.sub(b"", payload).translate(_BRACKETS, _NO_BRACKETS)
+    for _ in range(DEPTH + 1):
+        if not brackets:
+            return
+        brackets = brackets.replace(b"[]", b"")
+    if brackets:
+        raise BadRequest(f"`data` is nested at most {DEPTH} levels deep")
+
+
+def _head(payload: bytes) -> tuple[Any, Ref]:
+    """`type` and `ref`, as far as they can be read; a ref that no command may carry is none."""
+    try:
+        head = _HEAD.decode(payload)
+    except (msgspec.DecodeError, RecursionError):
+        return None, None
+    ref = head.ref
+    if isinstance(ref, str):
+        return head.type, ref if len(ref) <= 64 else None
+    whole = isinstance(ref, int) and not isinstance(ref, bool)
+    return head.type, ref if whole and -_INTEGER <= ref < _INTEGER else None

@@ -5,10 +5,11 @@ It carries no ids and no answers, so whatever another format would say in a fram
 
 from __future__ import annotations
 
+import contextlib
+
 import orjson
 
-from app.core.messages import Kind, Publication
-from app.core.session import Publish
+from app.core.messages import Kind, Publication, Publish
 from app.protocols import Message
 
 
@@ -22,13 +23,14 @@ class Plain:
     def encode(self, channel: str, publication: Publication) -> Message:  # noqa: ARG002 - a plain socket has one channel
         """The payload verbatim with its type; JSON as its text, a JSON string as that string."""
         if publication.kind is Kind.JSON and publication.payload[:1] == b'"':
-            return Message(str(orjson.loads(publication.payload)).encode(), text=True)
+            with contextlib.suppress(orjson.JSONDecodeError):  # what is no JSON after all is shown as it stands
+                return Message(str(orjson.loads(publication.payload)).encode(), text=True)
         return Message(publication.payload, text=publication.kind is not Kind.BINARY)
 
     def decode_text(self, payload: bytes) -> Publish:
         """Every text message is published as it is."""
-        return Publish(Kind.TEXT, payload)
+        return Publish(Kind.TEXT, payload, len(payload))
 
     def decode_binary(self, payload: bytes) -> Publish:
         """Every binary message is published as it is."""
-        return Publish(Kind.BINARY, payload)
+        return Publish(Kind.BINARY, payload, len(payload))

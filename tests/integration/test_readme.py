@@ -8,10 +8,15 @@ import secrets
 import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
+from websockets.sync.client import connect
 
+from tests.stage.native import NATIVE
 from tests.stage.service import Service
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +41,19 @@ def commands(block: str) -> list[tuple[list[str], str | None]]:
 def without_chance(answer: str) -> str:
     """An answer with epochs and times replaced: they differ with each run."""
     return re.sub(r'"at":\d+', '"at":0', re.sub(r"\b[0-9a-f]{12}-(\d+)", r"epoch-\1", answer))
+
+
+def conversations(text: str) -> Iterator[list[tuple[str, list[str]]]]:
+    """Each block of frames as what is sent ('' first) and what is then received."""
+    for block in blocks(text, "text"):
+        if block.startswith("< "):
+            turns: list[tuple[str, list[str]]] = [("", [])]
+            for line in block.splitlines():
+                if line.startswith("> "):
+                    turns.append((line.removeprefix("> "), []))
+                else:
+                    turns[-1][1].append(line.removeprefix("< "))
+            yield turns
 
 
 def curl_binary() -> str:
@@ -73,6 +91,36 @@ def test_python_runs_as_it_stands(service: Service) -> None:
     assert shown
     for number, block in enumerate(shown, 1):
         exec(compile(block, f"protocol.md, block {number}", "exec"), {})
+
+
+def test_native_conversations_run_as_they_stand(service: Service) -> None:
+    """Frames of one turn may come in another order: an answer and one's own copy of a message race."""
+    told = list(conversations(on_stage((ROOT / "docs" / "protocol.md").read_text("utf-8"), service)))
+    assert len(told) >= 3
+    epochs: dict[str, str] = {}  # of the document, and what stands for them here
+    for turns in told:
+        with connect(f"ws://127.0.0.1:{service.port}/ws", subprotocols=[NATIVE]) as socket:
+            for sent, expected in turns:
+                if sent:
+                    socket.send(re.sub(r"\b[0-9a-f]{12}\b", lambda found: epochs.get(found[0], found[0]), sent))
+                heard = sorted((orjson.loads(socket.recv(10)) for _ in expected), key=kind_of)
+                for frame, wanted in zip(heard, sorted(map(orjson.loads, expected), key=kind_of), strict=True):
+                    for name in ("id", "position"):
+                        if wanted.get(name):
+                            epochs[wanted[name].partition("-")[0]] = frame[name].partition("-")[0]
+                    assert anonymous(frame) == anonymous(wanted)
+
+
+def kind_of(frame: dict[str, Any]) -> str:
+    return str(frame["type"])
+
+
+def anonymous(frame: dict[str, Any]) -> dict[str, Any]:
+    """A frame without what differs with each run."""
+    changing = {"client", "from", "worker", "at"}
+    text = orjson.dumps({name: value for name, value in frame.items() if name not in changing}).decode()
+    shown: dict[str, Any] = orjson.loads(re.sub(r'"from":"[^"]*"', '"from":""', without_chance(text)))
+    return shown | dict.fromkeys(changing & set(frame))
 
 
 def test_the_browser_code_is_that_of_the_page() -> None:

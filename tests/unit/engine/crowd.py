@@ -11,7 +11,7 @@ from typing import Any
 from app.core.continuity import Follower, Gap, Resumed
 from app.core.errors import Close, TocsinError
 from app.core.identity import Identity
-from app.core.messages import ChannelRule, Position
+from app.core.messages import ChannelRule, Position, Welcome
 from app.core.session import PlainSession
 from app.edge.access import Access
 from app.edge.websocket import WebSocketEdge
@@ -20,6 +20,7 @@ from app.engine.channel import Channel
 from app.engine.connection import Connection
 from app.engine.hub import Hub
 from app.engine.roster import Roster
+from app.protocols.native import Native
 from app.protocols.plain import Plain
 from app.sockets import EXTENSION, Limits, Receiver
 from tests.unit.engine.memory import MemoryBroker, Room
@@ -125,7 +126,7 @@ class Told(Connection):
 
     client: Client
 
-    def on_gap(self, gap: Gap) -> None:
+    def on_gap(self, channel: str, gap: Gap) -> None:
         """In place of a close."""
         self.client.on_gap(gap.position)
 
@@ -191,7 +192,8 @@ class Client:
         )
         connection.client = self
         self.on_resumed(resumed)
-        connection.open(self.attach(connection, LIMITS), channel, follower, echo=self.echo)
+        connection.open(self.attach(connection, LIMITS))
+        connection.hear(channel, follower, echo=self.echo)
 
     async def _connect_plain(self, history: int) -> None:
         query = f"channel={self.channel}&echo={str(self.echo).lower()}&history={history}"
@@ -332,7 +334,8 @@ class Stage:
         self._messages = 0
         self.edge = WebSocketEdge(
             access=Access((), frozenset(), anonymous=True, configured=False),
-            codecs=(self.codec,),
+            plain=self.codec,
+            native=Native(),
             rules=(RULE,),
             hub=self.hub,
             catchup=self.catchup,
@@ -340,8 +343,10 @@ class Stage:
             roster=self.roster,
             capacity=capacity,
             limits=LIMITS,
+            max_subscriptions=8,
             problems=list,
             new_client=self.new_client,
+            welcome=lambda client, user: Welcome(client, user, "test/0", 25.0, 65_536, 120),
         )
         self.names = [f"room{number}" for number in range(channels)]
         self.clients = [Client(self, index, self.names[index % channels]) for index in range(clients)]
@@ -408,7 +413,7 @@ class Stage:
             wire = client.wire
             if wire is None or not isinstance(wire.receiver, Connection):
                 continue
-            subscription = wire.receiver.subscription
+            subscription = wire.receiver._subscriptions.get(client.channel)
             self.fail_if(client.missing() != [], f"{client}: misses {client.missing()}")
             self.fail_if(subscription is None or subscription.follower is not None, f"{client}: is in no group")
             self.fail_if(subscription is not None and subscription.busy, f"{client}: is busy")
