@@ -9,6 +9,7 @@ from app.brokers.commands import away
 from app.brokers.envelope import read_page
 from app.brokers.scripts import Argument
 from app.core.continuity import Reading, Verdict, label
+from app.core.errors import Gone
 from app.core.messages import Position
 
 
@@ -40,9 +41,24 @@ def read_answer(reply: list[Any]) -> Reading:
 
 
 def read_extract(reading: Reading, since: Position | None, before: Position | None) -> Extract:
-    """Where a page begins and ends; without `since` it came newest first."""
+    """Where a page begins and ends; without `since` it came newest first.
+
+    A message of a kind that this version does not know is never passed over in silence: the page ends before it, or
+    begins after it.
+
+    Raises:
+        Gone: such a message comes first; its position says where to go on.
+    """
     last = reading.top if before is None else before.offset - 1
     publications = reading.publications if since is not None else reading.publications[::-1]
+    unknown = [index for index, publication in enumerate(publications) if publication.kind is None]
+    if unknown and since is not None:
+        if unknown[0] == 0:
+            position = str(publications[0].position)
+            raise Gone("the next message is of a kind that this version does not know", position=position)
+        publications = publications[: unknown[0]]
+    elif unknown:
+        publications = publications[unknown[-1] + 1 :]
     if not publications:
         end = Position(reading.tail, reading.top) if before is None else _labelled(reading, last)
         at = end if since is None else since

@@ -135,7 +135,7 @@ class Rest:
                 limit,
                 PAGE_BYTES,
             )
-            messages = [native.message(channel, item) for item in extract.publications if item.kind is not None]
+            messages = [native.message(channel, item) for item in extract.publications]
             return json(200, {"messages": messages, "position": str(extract.position), "complete": extract.complete})
 
         @router.delete("/channels/{channel}/messages", status_code=204, tags=["administration"])
@@ -241,16 +241,14 @@ def _payload(body: Body) -> tuple[Kind, bytes, int]:
 
 def _too_deep(data: Any) -> bool:
     level: list[Any] = [data]
-    for _ in range(DEPTH + 1):
+    for _ in range(DEPTH):
         level = [
             inner
             for value in level
             if isinstance(value, dict | list)
             for inner in (value.values() if isinstance(value, dict) else value)
         ]
-        if not level:
-            return False
-    return True
+    return any(isinstance(value, dict | list) for value in level)
 
 
 def describe(errors: Sequence[Mapping[str, Any]]) -> str:

@@ -23,7 +23,8 @@ from app.core.session import NativeSession, PlainSession
 from app.edge.access import Access
 from app.edge.answers import answer
 from app.engine.catchup import CatchUp
-from app.engine.connection import Connection, NativeConnection
+from app.engine.connection import Connection
+from app.engine.conversation import NativeConnection
 from app.engine.hub import Hub
 from app.engine.roster import Roster
 from app.protocols import Codec, Conversation, negotiate

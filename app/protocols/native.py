@@ -184,7 +184,7 @@ def _object(event: Event) -> dict[str, Any]:
         case Unsubscribed(channel, ref):
             return _answer("unsubscribed", ref, channel=channel)
         case HistoryPage(channel, publications, position, complete, ref):
-            messages = [message(channel, item) for item in publications if item.kind is not None]
+            messages = [message(channel, item) for item in publications]
             return _answer(
                 "history", ref, channel=channel, messages=messages, position=str(position), complete=complete
             )

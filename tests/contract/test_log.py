@@ -291,3 +291,22 @@ async def test_a_bound_that_is_not_history_is_gone_and_says_where_to_go_on(stage
         with pytest.raises(Gone) as caught:
             await stage.broker.extract("short:room", since, before, 10, 10_000)
         assert caught.value.position == str(positions[-1])
+
+
+async def test_a_message_of_an_unknown_kind_is_never_passed_over_in_silence(
+    stage: Stage, store: redis.Redis, prefix: str
+) -> None:
+    first = await stage.publish("room", b"1")
+    room = f"{prefix}:{{room}}"
+    epoch = first.epoch
+    store.xadd(f"{room}:log", {"e": epoch, "m": b'z{"t":1}\nfrom the future'}, id="2-0")
+    store.hset(f"{room}:meta", mapping={"top": 2})
+    third = await stage.publish("room", b"3")
+    begun = await stage.broker.extract("room", Position(first.epoch, 0), None, 10, 1000)
+    assert ([one.payload for one in begun.publications], begun.complete) == ([b"1"], False)
+    with pytest.raises(Gone) as gone:
+        await stage.broker.extract("room", first, None, 10, 1000)
+    assert gone.value.position == f"{first.epoch}-2"
+    newest = await stage.broker.extract("room", None, None, 10, 1000)
+    assert [one.payload for one in newest.publications] == [b"3"]
+    assert (newest.before.offset, newest.position) == (2, third)

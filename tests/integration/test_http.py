@@ -205,6 +205,17 @@ def test_bodies_that_are_not_json_as_we_know_it_are_refused(service: Service, ra
     assert error_of(answer) == "bad_request"
 
 
+def test_data_may_be_nested_32_levels_deep(service: Service) -> None:
+    def nested(levels: int) -> Any:
+        data: Any = []
+        for _ in range(levels - 1):
+            data = [data]
+        return data
+
+    assert service.post(room(), {"data": nested(32)}).status_code == 201
+    assert service.post(room(), {"data": nested(33)}).status_code == 400
+
+
 def test_a_body_over_the_limit_is_refused_with_and_without_a_declared_length(service: Service) -> None:
     path = f"{service.url}/api/v1/messages"
     headers = {"content-type": "application/json"}

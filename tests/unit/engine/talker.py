@@ -13,7 +13,7 @@ import orjson
 from app.core.identity import Identity
 from app.core.messages import Position
 from app.core.session import NativeSession
-from app.engine.connection import NativeConnection
+from app.engine.conversation import NativeConnection
 from app.protocols.native import Native
 from tests.unit.engine.crowd import RULE, Stage, Wire
 

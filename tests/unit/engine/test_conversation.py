@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import pytest
 from structlog.testing import capture_logs
 
-from app.engine import catchup, connection, hub, inquiry, shared
+from app.engine import catchup, conversation, hub, inquiry, shared
 from tests.unit.continuity import store as model
 from tests.unit.engine.clock import run
 from tests.unit.engine.crowd import Stage
@@ -120,7 +120,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catchup, "BATCH", 1)
     monkeypatch.setattr(catchup, "TURN", 8)
     monkeypatch.setattr(shared, "RING", 900)
-    monkeypatch.setattr(connection, "UNDER_WAY", 3)
+    monkeypatch.setattr(conversation, "UNDER_WAY", 3)
 
 
 @pytest.mark.usefixtures("small")

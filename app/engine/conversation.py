@@ -1,0 +1,199 @@
+"""A conversation: the connection of a format that answers. Commands go to the session, answers and events come back.
+
+Those of one turn of the loop leave in one write. Whatever has its place among a channel's messages keeps it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from app.brokers import Broker
+from app.core.errors import NotSubscribed, TocsinError
+from app.core.messages import Acknowledged, Alive, ComeBack, Event, Pong, ReadHistory, Refused, Subscribe, Welcome
+from app.core.session import Disconnect, Effect, Extract, Leave, NativeSession, Open, Say
+from app.engine.catchup import CatchUp
+from app.engine.connection import BUSY, SLOW, Connection
+from app.engine.hub import Hub
+from app.engine.roster import Roster
+from app.protocols import Conversation
+from app.sockets import Chunk, Socket, Unit
+
+log = structlog.get_logger("tocsin.connection")
+
+PAGE_BYTES = 1_048_576
+"""Bytes of messages in one page of history at most."""
+UNDER_WAY = 128
+"""Subscribes of one client that may wait for the store, abandoned ones included; or one page of history."""
+
+
+class NativeConnection(Connection):
+    """A connection whose format has answers. Those of one turn of the loop leave in one write.
+
+    Args:
+        welcome: the first event.
+    """
+
+    __slots__ = ("_answers", "_opening", "_under_way", "_welcome")
+
+    session: NativeSession
+    codec: Conversation
+
+    def __init__(
+        self,
+        *,
+        session: NativeSession,
+        codec: Conversation,
+        hub: Hub,
+        catchup: CatchUp,
+        broker: Broker,
+        roster: Roster,
+        welcome: Welcome,
+    ) -> None:
+        super().__init__(session=session, codec=codec, hub=hub, catchup=catchup, broker=broker, roster=roster)
+        self._welcome: Welcome | None = welcome
+        self._answers: list[Unit] | None = None
+        self._opening: dict[str, Subscribe] | None = None
+        self._under_way = 0
+
+    @property
+    def keepalive(self) -> Chunk | None:
+        """An `alive` event: browsers do not see ping frames."""
+        encoding = self._hub.encoding(self.codec, self.socket.framing)
+        if encoding.keepalive is None:
+            unit = self.socket.framing.text(self.codec.say(Alive()).payload)
+            encoding.keepalive = self.socket.framing.join([unit])[0]
+        return encoding.keepalive
+
+    def open(self, socket: Socket) -> None:
+        """The connection begins with `welcome`."""
+        super().open(socket)
+        welcome, self._welcome = self._welcome, None
+        if welcome is not None:
+            self._say(welcome)
+
+    def on_paused(self) -> None:
+        """The client reads too slowly: nothing more is read from it, since that would make answers."""
+        super().on_paused()
+        self._hold(SLOW)
+
+    def on_resumed(self) -> None:
+        """The client has read what was waiting."""
+        self._release(SLOW)
+        super().on_resumed()
+
+    def end(self, after: float) -> None:
+        """Tell when to come back, and close."""
+        self._say(ComeBack(after, "draining"))
+        super().end(after)
+
+    def _perform(self, effect: Effect | None) -> None:
+        match effect:
+            case Say(event):
+                self._say(event)
+            case Open(command):
+                if self._opening is None:
+                    self._opening = {}
+                self._opening[command.channel] = command
+                self._ask(command, 1)
+            case Leave(channel, event):
+                opening = self._opening.pop(channel, None) if self._opening else None
+                if opening is not None:
+                    self._say(Refused(NotSubscribed("left before the channel was open"), opening.ref))
+                super()._perform(effect)
+                self._say(event)
+            case Extract(command):
+                self._ask(command, UNDER_WAY)
+            case Disconnect():
+                self._write_answers()
+                super()._perform(effect)
+            case _:
+                super()._perform(effect)
+
+    def _ask(self, command: Subscribe | ReadHistory, share: int) -> None:
+        """Begin what needs an answer of the store. A client with enough of that under way is not read from: neither
+        tasks nor pages pile up.
+        """
+        self._under_way += share
+        if self._under_way >= UNDER_WAY:
+            self._hold(BUSY)
+        self._hub.spawn(self._await(command, share))
+
+    async def _await(self, command: Subscribe | ReadHistory, share: int) -> None:
+        try:
+            if isinstance(command, Subscribe):
+                await self._open(command)
+            else:
+                await self._extract(command)
+        except Exception as error:  # noqa: BLE001 - as in `on_text`
+            self._fault(error)
+        finally:
+            self._under_way -= share
+            if self._under_way < UNDER_WAY:
+                self._release(BUSY)
+
+    async def _open(self, command: Subscribe) -> None:
+        """Open a channel for this client and begin to hear it, unless it has left meanwhile."""
+        try:
+            channel = await self._hub.open(command.channel)
+        except TocsinError as error:
+            self._fail(command, error)
+            return
+        held = True
+        try:
+            if command.since is not None:
+                resumed, follower = await self._catchup.resume(channel, command.since)
+            else:
+                resumed, follower = await self._catchup.begin(channel, command.history)
+            if self._is_opening(command):
+                held = False
+                self.opened(command, resumed)
+                self.hear(channel, follower)
+        except TocsinError as error:
+            self._fail(command, error)
+        finally:
+            if held:
+                self._hub.release(channel)
+
+    def _is_opening(self, command: Subscribe) -> bool:
+        """Whether this is still wanted; forgets that it is under way."""
+        if self._opening is None or self._opening.get(command.channel) is not command:
+            return False
+        del self._opening[command.channel]
+        if not self._opening:
+            self._opening = None
+        return not self.closed
+
+    def _fail(self, command: Subscribe, error: TocsinError) -> None:
+        if self._is_opening(command):
+            self._perform(self.session.on_failed(command, error))
+
+    async def _extract(self, command: ReadHistory) -> None:
+        try:
+            found = await self._broker.extract(
+                command.channel, command.since, command.before, command.limit, PAGE_BYTES
+            )
+        except TocsinError as error:
+            self._perform(self.session.on_failed(command, error))
+            return
+        self._perform(self.session.on_extract(command, found.publications, found.position, found.complete))
+
+    def _say(self, event: Event) -> None:
+        """Write an event. Answers to commands wait for the end of the turn; whatever has its place among the messages
+        of a channel, or may be large, is written at once, after them.
+        """
+        if self.closed:
+            return
+        unit = self.socket.framing.text(self.codec.say(event).payload)
+        if self._answers is None:
+            self._answers = []
+            asyncio.get_running_loop().call_soon(self._write_answers)
+        self._answers.append(unit)
+        if not isinstance(event, Acknowledged | Refused | Pong):
+            self._write_answers()
+
+    def _write_answers(self) -> None:
+        answers, self._answers = self._answers, None
+        for chunk in self.socket.framing.join(answers) if answers else ():
+            self.socket.write(chunk)
