@@ -63,7 +63,13 @@ def expired() -> Record:
     record.kept = 4
     record.log = record.log[-4:]
     record.clients = {
-        "away": [Began("a-0"), *run("a", 1, 3), Ended(1006), Began("a-9", "a-3", False, 0, "expired"), *run("a", 10, 10)],
+        "away": [
+            Began("a-0"),
+            *run("a", 1, 3),
+            Ended(1006),
+            Began("a-9", "a-3", False, 0, "expired"),
+            *run("a", 10, 10),
+        ],
         "within": [Began("a-0"), *run("a", 1, 6), Ended(1006), Began("a-6", "a-6", True, 4), *run("a", 7, 10)],
     }
     record.present = set(record.clients)
@@ -178,7 +184,10 @@ def hole_in_the_log(record: Record) -> None:
         (lose_acknowledged, Kind.ACKNOWLEDGED_LOST),
         (put("stays", "a-5", Told("diverged", "a-5")), Kind.FALSELY_RESET),
         (put("stays", "a-5", Told("expired", "a-5")), Kind.FALSELY_RESET),
-        (replace("resumes", Began("a-4", "a-4", True, 3), Began("a-4", "a-4", False, 0, "expired")), Kind.FALSELY_RESET),
+        (
+            replace("resumes", Began("a-4", "a-4", True, 3), Began("a-4", "a-4", False, 0, "expired")),
+            Kind.FALSELY_RESET,
+        ),
         (replace("resumes", Began("a-4", "a-4", True, 3), Began("a-6", "a-4", True, 3)), Kind.MISCOUNTED),
         (replace("resumes", Began("a-4", "a-4", True, 3), Began("a-4", "a-4", True, 9)), Kind.MISCOUNTED),
     ],
