@@ -16,8 +16,8 @@ from app.brokers.writer import Bounds
 from app.core.continuity import Verdict
 from app.core.errors import TocsinError, Unavailable
 from app.core.messages import Draft, Kind, Position, Published
-from tests.stage.proxy import proxied
 from tests.contract.stage import Ear, Stage, connected, until
+from tests.stage.proxy import proxied
 from tests.stage.redis import RedisServer
 
 

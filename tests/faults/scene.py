@@ -206,15 +206,30 @@ class Scene:
             for reader in readers:
                 reader.watch()
             if time.monotonic() - started > seconds:
-                behind = [reader.name for reader in readers if reader.payload != mark]
-                self.outcome.broken.append(
-                    f"after {seconds:g} s {len(behind)} readers lack the last message: {behind[:5]}"
-                )
+                behind = ", ".join(reader.name for reader in readers if reader.payload != mark)
+                self.outcome.broken.append(f"without the last message after {seconds:g} s: {behind}")
                 break
             await asyncio.sleep(0.01)
         took = time.monotonic() - started
         self.note(f"{what}, s", took)
         return took
+
+    async def reaches_all(self, record: Record, limit: float) -> None:
+        """While others publish: one more message, and the seconds until every reader has passed it."""
+        started = time.monotonic()
+        answer = await self.hand(record).publish(f"passes {len(record.attempts)}")
+        assert answer is not None
+        waiting = {reader.name: len(reader.events) for reader in self.readers if reader.record is record}
+        passed = record.heard(answer.id, answer.payload), record.heard(None, answer.payload)
+        while waiting and time.monotonic() - started < limit + 10:
+            for name, seen in list(waiting.items()):
+                events = record.clients[name]
+                if any(event in passed for event in events[max(0, seen - 200) :]):
+                    del waiting[name]
+                else:
+                    waiting[name] = len(events)
+            await asyncio.sleep(0.02)
+        self.note("whole after, s", time.monotonic() - started, limit)
 
     def note(self, figure: str, value: float, limit: float | None = None) -> None:
         """A number of this row, the worst of the run; above `limit` the row has failed."""

@@ -14,6 +14,8 @@ GROUPS = {"Delivery": delivery.FAULTS, "Redis": store.FAULTS, "Workers and netwo
 FAULTS: tuple[Fault, ...] = tuple(
     sorted((fault for group in GROUPS.values() for fault in group), key=lambda fault: repr(fault.terms))
 )
+COLUMNS = ("messages", "deliveries", "resumes", "told")
+FINDINGS = tuple(kind for kind in Kind if kind is not Kind.MISCOUNTED)
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 
 
@@ -49,26 +51,20 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) else f"{value:.2f}"
 
 
-COLUMNS = ("messages", "deliveries", "resumes", "told")
-
-
 def markdown(rows: Iterable[Row], said: str) -> str:
     """The table as it stands in docs/reliability.md; `said` says what was run."""
     known = {row.fault.name: row for row in rows}
     lines = [BEGIN, said]
     for title, faults in GROUPS.items():
         lines += ["", f"**{title}**", ""]
-        lines.append(
-            "| fault | promise | runs | messages | deliveries | resumes | told | acknowledged-lost | silently lost | "
-            "duplicated | reordered | phantom | falsely reset | disagreement | figures (worst) |"
-        )
-        lines.append("|---|---|" + "--:|" * 12 + "---|")
+        lines.append(f"| fault | promise | runs | {' | '.join([*COLUMNS, *FINDINGS])} | figures (worst) |")
+        lines.append("|---|---|" + "--:|" * (1 + len(COLUMNS) + len(FINDINGS)) + "---|")
         for fault in faults:
             row = known.get(fault.name)
             if row is None:
                 continue
             runs = f"{row.runs}" if row.passed == row.runs else f"{row.passed} of {row.runs}"
             numbers = [runs, *(f"{row.counts[name]:,}" for name in COLUMNS)]
-            numbers += [f"{row.counts[kind]:,}" for kind in Kind if kind is not Kind.MISCOUNTED]
+            numbers += [f"{row.counts[kind]:,}" for kind in FINDINGS]
             lines.append(f"| {fault.title} | {fault.promise} | {' | '.join(numbers)} | {row.describe_figures()} |")
     return "\n".join([*lines, END])

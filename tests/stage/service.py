@@ -43,8 +43,8 @@ def until(condition: Callable[[], Any], seconds: float = 15.0, what: str = "the 
 class Service:
     """`uvicorn app.main:app --workers N` on 127.0.0.1; a context manager.
 
-    `fast` chooses the socket kind, `patience` is how long uvicorn lets a worker stand still before it kills it (seconds),
-    `settings` are TOCSIN_* variables without the prefix, in lower case.
+    `fast` chooses the socket kind, `patience` is how long uvicorn lets a worker stand still before it kills it
+    (seconds), `settings` are TOCSIN_* variables without the prefix, in lower case.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Service:
         for pid in self.worker_pids() if inode else ():
             with contextlib.suppress(OSError):
                 for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-                    if os.readlink(descriptor) == f"socket:[{inode}]":
+                    if str(descriptor.readlink()) == f"socket:[{inode}]":
                         return pid
         return None
 
