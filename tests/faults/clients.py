@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -46,9 +46,7 @@ class Reader:
         silent: seconds without a frame after which the connection is taken for dead.
     """
 
-    def __init__(
-        self, record: Record, name: str, url: Callable[[], str], chance: random.Random, *, native: bool
-    ) -> None:
+    def __init__(self, record: Record, name: str, url: str, chance: random.Random, *, native: bool) -> None:
         self.record = record
         self.name = name
         self.native = native
@@ -108,7 +106,7 @@ class Reader:
         while True:
             await self._here.wait()
             try:
-                async with open_socket(self._url(), native=self.native) as socket:
+                async with open_socket(self._url, native=self.native) as socket:
                     self._socket = socket
                     self._touched = time.monotonic()
                     await self._listen(socket)
@@ -166,6 +164,8 @@ class Reader:
                 self.silent = 2.0 * frame["ping"]
             case "error":  # the channel could not be opened: begin anew
                 socket.transport.abort()
+            case _:
+                pass
 
 
 class Conflict(Exception):
@@ -181,7 +181,7 @@ class Writer:
         refused: answers `unavailable`.
     """
 
-    def __init__(self, record: Record, name: str, url: Callable[[], str], chance: random.Random) -> None:
+    def __init__(self, record: Record, name: str, url: str, chance: random.Random) -> None:
         self.record = record
         self.name = name
         self.answers: list[float] = []
@@ -245,7 +245,7 @@ class SocketWriter(Writer):
     async def attempt(self, payload: str, key: str) -> Acknowledged | None:
         """One try."""
         if self._socket is None:
-            self._socket = await open_socket(self._url(), native=True)
+            self._socket = await open_socket(self._url, native=True)
         self._ref += 1
         command = {"type": "publish", "ref": self._ref, "channel": self.record.channel, "data": payload, "key": key}
         async with asyncio.timeout(ANSWER_SECONDS):
@@ -281,7 +281,7 @@ class RestWriter(Writer):
         """One try."""
         if self._client is None:
             self._client = httpx.AsyncClient(timeout=ANSWER_SECONDS)
-        url = f"{self._url()}/api/v1/channels/{self.record.channel}/messages"
+        url = f"{self._url}/api/v1/channels/{self.record.channel}/messages"
         answer = await self._client.post(url, json={"data": payload}, headers={"idempotency-key": key})
         if answer.status_code in {200, 201}:
             found = answer.json()

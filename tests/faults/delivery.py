@@ -22,12 +22,10 @@ async def drops(scene: Scene) -> None:
     for round_number in range(times):
         for reader in readers:
             reader.drop() if scene.chance.random() < 0.5 else reader.leave()
-        await scene.until(
-            lambda number=round_number: len(record.attempts) >= wanted * (number + 1) // times, 300, "the writers go on"
-        )
+        await scene.tried(record, wanted * (round_number + 1) // times)
         for reader in readers:
             reader.come_back()
-    await scene.until(lambda: len(record.attempts) >= wanted, 300, "the writers go on")
+    await scene.tried(record, wanted)
     for writer in writers:
         writer.stopping = True
     recovered = Counter(began.recovered for began in record.resumes())
@@ -125,7 +123,7 @@ async def one_order(scene: Scene) -> None:
     record = scene.channel()
     readers = await scene.read(record, scene.scale(16, 45), scene.scale(4, 5))
     scene.write(record, 6, 2, pause=0.0)
-    await scene.until(lambda: len(record.attempts) >= scene.scale(800, 20_000), 300, "the writers go on")
+    await scene.tried(record, scene.scale(800, 20_000))
     await scene.quiet()
     await scene.whole(record, 10)
     lists = {tuple(event.payload for event in reader.events if isinstance(event, Heard)) for reader in readers}
@@ -141,8 +139,8 @@ async def one_key(scene: Scene) -> None:
     record = scene.channel()
     await scene.read(record, 3)
     base = scene.ground.service.url
-    hands = [SocketWriter(record, "k", lambda: f"{base.replace('http', 'ws')}/ws", scene.chance) for _ in range(3)]
-    rest = [RestWriter(record, "k", lambda: base, scene.chance) for _ in range(2)]
+    hands = [SocketWriter(record, "k", f"{base.replace('http', 'ws')}/ws", scene.chance) for _ in range(3)]
+    rest = [RestWriter(record, "k", base, scene.chance) for _ in range(2)]
     scene.writers += [*hands, *rest]
     for number in range(scene.scale(60, 1000)):
         payload, key = f"once {number}", f"{number:06d}{scene.chance.getrandbits(64):016x}"
@@ -161,10 +159,9 @@ async def cut_reply(scene: Scene) -> None:
     front = scene.ground.front
     scene.write(record, 3, pause=0.005, port=front.port)
     wanted, before = scene.scale(15, 500), front.swallowed
-    for number in range(wanted):
+    for _ in range(wanted):
         front.swallow = b'"published"'
-        await scene.until(lambda number=number: front.swallowed > before + number, 20, "an answer is swallowed")
-    front.swallow = None
+        await scene.until(lambda: front.swallow is None, 20, "an answer is swallowed")
     await scene.quiet()
     again = sum(answer.duplicate for answer in record.acknowledged)
     scene.note("answers cut", front.swallowed - before)
@@ -179,7 +176,7 @@ async def killed_between(scene: Scene) -> None:
     for number in range(scene.scale(2, 100)):
         await scene.ground.ready()
         await asyncio.gather(*(reader.opened.wait() for reader in readers))
-        writer = SocketWriter(record, f"k{number}", lambda: f"ws://127.0.0.1:{service.port}/ws", scene.chance)
+        writer = SocketWriter(record, f"k{number}", f"ws://127.0.0.1:{service.port}/ws", scene.chance)
         scene.writers.append(writer)
         await writer.publish(f"before {number}")
         assert writer.port is not None

@@ -88,11 +88,11 @@ class Ground:
 async def ground(terms: Terms) -> AsyncIterator[Ground]:
     """Start what the terms ask for; ended by whatever means."""
     async with contextlib.AsyncExitStack() as stack:
-        redis = stack.enter_context(RedisServer(**dict(terms.store)))
+        redis = stack.enter_context(RedisServer(options=dict(terms.store)))
         veil = await stack.enter_async_context(proxied(redis.port)) if terms.veiled else None
         url = redis.url if veil is None else veil.url
         settings = {"channels": CHANNELS, "max_subscriptions": "10000", **dict(terms.settings)}
-        service = Service(url, workers=terms.workers, patience=terms.patience, **settings)
+        service = Service(url, workers=terms.workers, patience=terms.patience, settings=settings)
         stack.callback(service.end)
         await asyncio.to_thread(service.start)
         front = await stack.enter_async_context(proxied(service.port))
@@ -159,7 +159,7 @@ class Scene:
             is_native = number < native
             name = f"{'native' if is_native else 'plain'} {len(self.readers)}"
             url = base if is_native else address
-            reader = Reader(record, name, lambda url=url: url, self.chance, native=is_native)
+            reader = Reader(record, name, url, self.chance, native=is_native)
             self.readers.append(reader)
             found.append(reader)
         async with asyncio.timeout(30):
@@ -174,18 +174,22 @@ class Scene:
         for number in range(sockets + rest):
             name = f"w{len(self.writers)}"
             if number < sockets:
-                found.append(SocketWriter(record, name, lambda: f"ws://{place}/ws", self.chance))
+                found.append(SocketWriter(record, name, f"ws://{place}/ws", self.chance))
             else:
-                found.append(RestWriter(record, name, lambda: f"http://{place}", self.chance))
+                found.append(RestWriter(record, name, f"http://{place}", self.chance))
             self.writers.append(found[-1])
         self._tasks += [asyncio.create_task(writer.run(pause)) for writer in found]
         return found
 
     def hand(self, record: Record) -> RestWriter:
         """A writer that publishes only what it is told to."""
-        writer = RestWriter(record, f"w{len(self.writers)}", lambda: self.ground.service.url, self.chance)
+        writer = RestWriter(record, f"w{len(self.writers)}", self.ground.service.url, self.chance)
         self.writers.append(writer)
         return writer
+
+    async def tried(self, record: Record, count: int) -> None:
+        """Wait until so many messages of the record have been tried."""
+        await self.until(lambda: len(record.attempts) >= count, 600, f"{count} messages are tried")
 
     # -- the end
 

@@ -33,7 +33,7 @@ async def flushall(scene: Scene) -> None:
     await scene.whole(idle, 5, what="before, s")
     awake = await scene.read(busy, 4, 2)
     scene.write(busy, 3, pause=0.01)
-    await scene.until(lambda: len(busy.attempts) >= 100, 20, "the writers go on")
+    await scene.tried(busy, 100)
     scene.ground.command("FLUSHALL")
     took = await scene.until(lambda: all(map(told, awake)), 10, "a busy channel is told")
     scene.note("busy: told after, s", took, 1)
@@ -74,7 +74,7 @@ async def _under_load(scene: Scene, record: Record) -> None:
     await scene.read(record, scene.scale(8, 30), 2)
     away = await scene.read(record, scene.scale(3, 10))
     scene.write(record, 4, 2, pause=0.008)
-    await scene.until(lambda: len(record.attempts) >= 50, 20, "the writers go on")
+    await scene.tried(record, 50)
     for reader in away:
         reader.drop()
 

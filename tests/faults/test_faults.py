@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
+import pytest_asyncio
 
 from tests.faults.scene import Fault, Grounds
 from tests.faults.table import FAULTS
@@ -12,7 +13,7 @@ from tests.faults.table import FAULTS
 SEED = 1
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def grounds() -> AsyncIterator[Grounds]:
     """What neighbours in the table stand on together."""
     found = Grounds()

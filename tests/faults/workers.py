@@ -7,6 +7,7 @@ import os
 import signal
 import time
 
+from tests.faults.clients import Reader
 from tests.faults.scene import Fault, Scene, Terms
 from tests.stage.frames import Peer, binary, request
 
@@ -21,21 +22,18 @@ async def killed(scene: Scene) -> None:
     scene.write(record, 3, 2, pause=0.01)
     for _ in range(scene.scale(2, 20)):
         await asyncio.sleep(0.5)
-        victim = scene.chance.choice(scene.ground.service.worker_pids())
-        before = [len(reader.ends) for reader in readers]
-        os.kill(victim, signal.SIGKILL)
-        started = time.monotonic()
-        await scene.until(
-            lambda before=before: any(len(reader.ends) > was for reader, was in zip(readers, before, strict=True)),
-            5,
-            "the death of a worker is seen",
-        )
-        few = len(readers) // 100
-        await scene.until(
-            lambda few=few: sum(not reader.opened.is_set() for reader in readers) <= few, 10, "99 % are back"
-        )
-        scene.note("99 % back after, s", time.monotonic() - started, 5)
+        await _kill_one(scene, readers)
         await scene.ground.ready()
+
+
+async def _kill_one(scene: Scene, readers: list[Reader]) -> None:
+    ends = sum(len(reader.ends) for reader in readers)
+    few = len(readers) // 100
+    os.kill(scene.chance.choice(scene.ground.service.worker_pids()), signal.SIGKILL)
+    started = time.monotonic()
+    await scene.until(lambda: sum(len(reader.ends) for reader in readers) > ends, 5, "a worker's death is seen")
+    await scene.until(lambda: sum(not reader.opened.is_set() for reader in readers) <= few, 10, "99 % are back")
+    scene.note("99 % back after, s", time.monotonic() - started, 5)
 
 
 async def stopped(scene: Scene) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -44,12 +44,20 @@ class Service:
     """`uvicorn app.main:app --workers N` on 127.0.0.1; a context manager.
 
     `fast` chooses the socket kind, `patience` is how long uvicorn lets a worker stand still before it kills it
-    (seconds), `settings` are TOCSIN_* variables without the prefix, in lower case.
+    (seconds), `settings` and `more` are TOCSIN_* variables without the prefix, in lower case.
     """
 
     def __init__(
-        self, redis_url: str, *, workers: int = 1, fast: bool = True, patience: int = 5, **settings: str
+        self,
+        redis_url: str,
+        *,
+        workers: int = 1,
+        fast: bool = True,
+        patience: int = 5,
+        settings: Mapping[str, str] | None = None,
+        **more: str,
     ) -> None:
+        settings = {**(settings or {}), **more}
         self.port = free_port()
         self.patience = patience
         self.workers = workers
