@@ -42,7 +42,8 @@ class Reader:
 
     Attributes:
         ends: close codes so far.
-        last: the position to resume from; on a plain socket the last payload.
+        last: the position to resume from.
+        mark: the last payload that began with "mark".
         silent: seconds without a frame after which the connection is taken for dead.
     """
 
@@ -53,7 +54,7 @@ class Reader:
         self.events = record.clients.setdefault(name, [])
         self.ends: list[int] = []
         self.last: str | None = None
-        self.payload: str | None = None
+        self.mark: str | None = None
         self.silent = 50.0
         self.opened = asyncio.Event()
         self.worker: str | None = None
@@ -125,8 +126,7 @@ class Reader:
             self.opened.set()
             async for text in socket:
                 self._touched = time.monotonic()
-                self.payload = str(text)
-                self.events.append(self.record.heard(None, self.payload))
+                self._hear(None, str(text))
         else:
             command = {"type": "subscribe", "ref": 1, "channel": self.record.channel}
             if self.last is not None:
@@ -136,6 +136,11 @@ class Reader:
                 self._touched = time.monotonic()
                 self._take(orjson.loads(text), socket)
         raise websockets.ConnectionClosedOK(None, None)
+
+    def _hear(self, identity: str | None, payload: str) -> None:
+        self.events.append(self.record.heard(identity, payload))
+        if payload.startswith("mark"):
+            self.mark = payload
 
     def _on_end(self, error: BaseException) -> None:
         code = 1006
@@ -148,8 +153,8 @@ class Reader:
     def _take(self, frame: dict[str, Any], socket: ClientConnection) -> None:
         match frame["type"]:
             case "message":
-                self.last, self.payload = frame["id"], frame["data"]
-                self.events.append(self.record.heard(self.last, frame["data"]))
+                self.last = frame["id"]
+                self._hear(self.last, frame["data"])
             case "subscribed":
                 since = self.last
                 self.last = frame["position"]
@@ -179,7 +184,10 @@ class Writer:
         answers: seconds from the first try to the answer, of each message.
         unknown: messages given up.
         refused: answers `unavailable`.
+        mark: the last message by which a scene asks whether everybody is whole.
     """
+
+    mark = ""
 
     def __init__(self, record: Record, name: str, url: str, chance: random.Random) -> None:
         self.record = record

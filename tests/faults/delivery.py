@@ -105,15 +105,15 @@ async def untold(scene: Scene) -> None:
     for record in (idle, busy):
         await scene.read(record, 4, 2)
         await scene.hand(record).run(0.0, 2)
-        await scene.whole(record, 5, what="before, s")
-    append_untold(scene, idle, "untold and idle")
+        await scene.whole(record, 5, what="before")
+    append_untold(scene, idle, "mark untold and idle")
     waiting = [reader for reader in scene.readers if reader.record is idle]
     for number in range(scene.scale(5, 50)):
         append_untold(scene, busy, f"untold {number}")
-        took = await scene.whole(busy, 5, what="busy: whole after, s")
+        took = await scene.whole(busy, 5, what="busy: whole")
         scene.expect(took <= 1.0, f"busy: whole after {took:.2f} s")
     took = await scene.until(
-        lambda: all(reader.payload == "untold and idle" for reader in waiting), 20, "an idle channel finds it"
+        lambda: all(reader.mark == "mark untold and idle" for reader in waiting), 20, "an idle channel finds it"
     )
     scene.note("idle: found after, s", took, 20)
 
@@ -163,9 +163,9 @@ async def cut_reply(scene: Scene) -> None:
         front.swallow = b'"published"'
         await scene.until(lambda: front.swallow is None, 20, "an answer is swallowed")
     await scene.quiet()
-    again = sum(answer.duplicate for answer in record.acknowledged)
+    again = sum(record.attempts.values()) - len(record.attempts)
     scene.note("answers cut", front.swallowed - before)
-    scene.expect(again >= wanted, f"{again} of {wanted} answers said `duplicate`")
+    scene.expect(again >= wanted, f"{again} retries after {wanted} cuts")
 
 
 async def killed_between(scene: Scene) -> None:

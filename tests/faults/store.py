@@ -30,7 +30,7 @@ async def flushall(scene: Scene) -> None:
     idle, busy = (scene.channel(may_lose=True, forgiven=frozenset({"diverged"})) for _ in range(2))
     sleepers = await scene.read(idle, 4, 2)
     await scene.hand(idle).run(0.0, 5)
-    await scene.whole(idle, 5, what="before, s")
+    await scene.whole(idle, 5, what="before")
     awake = await scene.read(busy, 4, 2)
     scene.write(busy, 3, pause=0.01)
     await scene.tried(busy, 100)
@@ -109,7 +109,8 @@ async def pubsub(scene: Scene) -> None:
     for _ in range(scene.scale(4, 12)):
         await asyncio.sleep(scene.scale(1, 5) * scene.chance.uniform(0.3, 1))
         scene.ground.command("CLIENT", "KILL", "TYPE", "pubsub")
-        await scene.reaches_all(record, 2)
+        took = await scene.whole(record, 10)
+        scene.expect(took <= 2, f"whole after {took:.2f} s")
     scene.expect(record.resets() == 0, f"{record.resets()} resets")
 
 
@@ -131,8 +132,7 @@ async def _out_of_reach(scene: Scene, begin: Callable[[], None], end: Callable[[
         await asyncio.sleep(max(0.0, seconds - (time.monotonic() - started)))
     finally:
         end()
-    await scene.whole(record, 15)
-    scene.note("as before after, s", scene.outcome.figures["whole after, s"], 5)
+    scene.note("as before after, s", await scene.whole(record, 15), 5)
     scene.expect(sum(len(reader.ends) for reader in readers) == ends, "readers lost their connections")
     scene.expect(record.resets() == 0, f"{record.resets()} resets")
 
@@ -234,7 +234,7 @@ async def deleted(scene: Scene) -> None:
         for reader in gone:
             reader.come_back()
     for kind, record in kinds.items():
-        await scene.whole(record, 5, what=f"{kind}: whole after, s")
+        await scene.whole(record, 5, what=f"{kind}: whole")
     scene.expect(kinds["scripts"].resets() == 0, "lost scripts reset somebody")
 
 
