@@ -13,8 +13,8 @@ from enum import StrEnum
 
 from tests.faults.record import Acknowledged, Began, Ended, Event, Heard, Record, Told
 
-SAMPLES = 20
-"""Findings described in words at most."""
+SAMPLES = 5
+"""Findings of each kind described in words at most."""
 
 
 class Kind(StrEnum):
@@ -39,21 +39,22 @@ class Kind(StrEnum):
 
 @dataclass(slots=True)
 class Verdict:
-    """How often each kind was found, and the first findings in words."""
+    """How often each kind was found, and the first findings of each in words."""
 
     found: Counter[Kind] = field(default_factory=Counter)
-    samples: list[str] = field(default_factory=list)
+    samples: dict[Kind, list[str]] = field(default_factory=dict)
 
     def add(self, kind: Kind, text: str, times: int = 1) -> None:
         """One more finding."""
         self.found[kind] += times
-        if len(self.samples) < SAMPLES:
-            self.samples.append(f"{kind}: {text}")
+        samples = self.samples.setdefault(kind, [])
+        if len(samples) < SAMPLES:
+            samples.append(f"{kind}: {text}")
 
     def broken(self, *, may_lose: bool) -> list[str]:
         """The findings that break the promise; what the store was made to lose is counted only."""
-        allowed = f"{Kind.ACKNOWLEDGED_LOST}:" if may_lose else "-"
-        return [sample for sample in self.samples if not sample.startswith(allowed)]
+        allowed = {Kind.ACKNOWLEDGED_LOST} if may_lose else set()
+        return [text for kind, samples in self.samples.items() if kind not in allowed for text in samples]
 
 
 def judge(record: Record) -> Verdict:

@@ -79,7 +79,7 @@ def expired() -> Record:
 @pytest.mark.parametrize("make", [good, expired])
 def test_a_good_record_is_accepted(make: Callable[[], Record]) -> None:
     verdict = judge(make())
-    assert verdict.samples == []
+    assert verdict.samples == {}
     assert verdict.broken(may_lose=False) == []
 
 
@@ -106,7 +106,7 @@ def test_a_replay_that_a_gap_cancels_is_accepted() -> None:
 def test_a_position_minted_for_an_empty_channel_may_be_reset() -> None:
     record = good()
     record.clients["stays"] = [Began("x-0"), Ended(1006), Began("a-0", "x-0", False, 0, "diverged"), *run("a", 1, 10)]
-    assert judge(record).samples == []
+    assert judge(record).samples == {}
 
 
 def remove(client: str, position: str) -> Callable[[Record], None]:
@@ -216,6 +216,16 @@ def test_a_fault_planted_around_a_lost_tail_is_found(plant: Callable[[Record], N
     record = lost_tail()
     plant(record)
     assert judge(record).found[kind] > 0
+    assert judge(record).broken(may_lose=True) != []
+
+
+def test_many_losses_of_the_store_do_not_hide_what_is_wrong() -> None:
+    record = lost_tail()
+    for number in range(1000):
+        record.attempts[f"lost {number}"] = 1
+        record.acknowledged.append(Acknowledged(f"lost {number}", f"c-{number + 10}"))
+    assert judge(record).broken(may_lose=True) == []
+    record.clients["saw not"].pop()
     assert judge(record).broken(may_lose=True) != []
 
 
