@@ -46,8 +46,17 @@ async def flushall(scene: Scene) -> None:
 
 
 def cut_tail(folder: Path, size: int) -> None:
-    """Shorten the append-only file, as a loss of power would: what had not been synced is gone."""
+    """Shorten the append-only file, as a loss of power would: what had not been synced is gone.
+
+    A transaction that the cut has opened is removed whole, as `redis-check-aof --fix` does. Redis 7.0 ignores one when
+    it loads, but leaves its beginning in the file, and at the next start runs it before what was appended later
+    (valkey-io/valkey pull request 4342): that rewrites history, and no service can see it.
+    """
     path = _tail(folder)
+    kept = path.read_bytes()[:size]
+    opened = kept.rfind(b"*1\r\n$5\r\nMULTI\r\n")
+    if opened >= 0 and b"*1\r\n$4\r\nEXEC\r\n" not in kept[opened:]:
+        size = opened
     with path.open("r+b") as file:
         file.truncate(size)
 
