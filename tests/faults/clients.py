@@ -184,10 +184,12 @@ class Writer:
         answers: seconds from the first try to the answer, of each message.
         unknown: messages given up.
         refused: answers `unavailable`.
+        padding: appended to each message of `run`.
         mark: the last message by which a scene asks whether everybody is whole.
     """
 
     mark = ""
+    padding = ""
 
     def __init__(self, record: Record, name: str, url: str, chance: random.Random) -> None:
         self.record = record
@@ -208,7 +210,7 @@ class Writer:
             if self.stopping:
                 return
             self._number += 1
-            await self.publish(f"{self.name}-{self._number}")
+            await self.publish(f"{self.name}-{self._number}{self.padding}")
             due = max(due + pause, time.monotonic() - 0.5)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
 
