@@ -18,6 +18,8 @@ from tests.faults.record import Acknowledged, Began, Ended, Record, Told
 
 ANSWER_SECONDS = 5.0
 """How long a writer waits for an answer before it takes the connection for dead."""
+WINDOW = 100
+"""Subscribes of a crowd that wait for their answers at most."""
 FAILED = (OSError, TimeoutError, websockets.InvalidHandshake, websockets.ConnectionClosed, httpx.HTTPError)
 """What a connection may end with; anything else is a fault of the harness."""
 FATAL = frozenset({1002, 1003, 1007, 1008, 1009})
@@ -329,15 +331,26 @@ class Crowd:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
+        waiting = list(enumerate(self._channels))
         live = 0
         async with open_socket(self._url, native=True) as socket:
-            for channel in self._channels:
-                await socket.send(orjson.dumps({"type": "subscribe", "channel": channel}).decode())
+            for _ in range(WINDOW):
+                await self._subscribe(socket, waiting)
             async for text in socket:
                 frame = orjson.loads(text)
                 if frame["type"] == "message":
                     self.heard.add(frame["channel"])
                 elif frame["type"] == "subscribed":
                     live += 1
-                    if live == len(self._channels):
-                        self.subscribed.set()
+                    await self._subscribe(socket, waiting)
+                elif frame["type"] == "error":
+                    waiting.append((frame["ref"], self._channels[frame["ref"]]))
+                    await self._subscribe(socket, waiting)
+                if live == len(self._channels):
+                    self.subscribed.set()
+
+    @staticmethod
+    async def _subscribe(socket: ClientConnection, waiting: list[tuple[int, str]]) -> None:
+        if waiting:
+            ref, channel = waiting.pop()
+            await socket.send(orjson.dumps({"type": "subscribe", "ref": ref, "channel": channel}).decode())
