@@ -14,7 +14,7 @@ PYTHON ?= $(firstword $(foreach each,python3 python3.14 python3.13 python3.12 py
 	$(each) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(each))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint bench lock clean
+.PHONY: help setup run test faults lint bench lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(firstword $(MAKEFILE_LIST))
@@ -26,6 +26,9 @@ run: setup ## serve on http://127.0.0.1:8000 with four workers; Ctrl-C stops
 
 test: setup $(VENV)/.dev ## all tests, on a real Redis and real workers
 	$(BIN)/pytest $(ARGS)
+
+faults: setup $(VENV)/.dev ## the table of faults, long and over several seeds (ARGS="--seeds 2 --only power")
+	$(BIN)/python -m tests.faults $(ARGS)
 
 lint: setup $(VENV)/.dev ## ruff, mypy and the layers
 	$(BIN)/ruff check .

@@ -16,8 +16,8 @@ from app.brokers.writer import Bounds
 from app.core.continuity import Verdict
 from app.core.errors import TocsinError, Unavailable
 from app.core.messages import Draft, Kind, Position, Published
-from tests.contract.proxy import proxied
 from tests.contract.stage import Ear, Stage, connected, until
+from tests.stage.proxy import proxied
 from tests.stage.redis import RedisServer
 
 
@@ -147,7 +147,7 @@ async def test_a_replica_refuses_and_a_promotion_is_a_new_epoch(own_server: Redi
 @pytest.mark.parametrize("persistence", ["aof", "rdb"])
 async def test_a_restart_is_a_new_epoch_and_positions_stay_whole(persistence: str, prefix: str) -> None:
     options = {"appendonly": "yes", "appendfsync": "always"} if persistence == "aof" else {}
-    with RedisServer(port=None, **options) as server:
+    with RedisServer(port=None, options=options) as server:
         async with connected(server.url, prefix) as stage:
             old = await stage.fill("room", [b"a", b"b", b"c"])
             if persistence == "rdb":

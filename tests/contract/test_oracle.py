@@ -244,7 +244,7 @@ class Play:
 @pytest.mark.parametrize("seed", range(4))
 async def test_the_scripts_do_what_the_rules_say(prefix: str, seed: int) -> None:
     allowed = {"enable_debug_command": "yes"} if redis_version() >= (7, 0) else {}
-    with RedisServer(port=None, stream_node_max_entries="4", **allowed) as server, server.client() as store:
+    with RedisServer(port=None, stream_node_max_entries="4", options=allowed) as server, server.client() as store:
         async with connected(server.url, prefix) as stage:
             play = Play(stage, store, f"{prefix}:{{short:room}}", seed)
             for _ in range(1000):

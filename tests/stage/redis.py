@@ -10,6 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -49,13 +50,13 @@ def free_port() -> int:
 class RedisServer:
     """One redis-server on a port of 127.0.0.1 with a data folder of its own; a context manager.
 
-    `options` are command-line options (`appendonly="yes"`, underscores stand for hyphens).
+    `options` and `more` are command-line options (`appendonly="yes"`, underscores stand for hyphens).
     """
 
-    def __init__(self, *, port: int | None = None, **options: str) -> None:
+    def __init__(self, *, port: int | None = None, options: Mapping[str, str] | None = None, **more: str) -> None:
         self.port = port or free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="tocsin-redis-"))
-        self.options = {"save": "", "appendonly": "no", **options}
+        self.options = {"save": "", "appendonly": "no", **(options or {}), **more}
         self.process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -43,11 +43,23 @@ def until(condition: Callable[[], Any], seconds: float = 15.0, what: str = "the 
 class Service:
     """`uvicorn app.main:app --workers N` on 127.0.0.1; a context manager.
 
-    `fast` chooses the socket kind, `settings` are TOCSIN_* variables without the prefix, in lower case.
+    `fast` chooses the socket kind, `patience` is how long uvicorn lets a worker stand still before it kills it
+    (seconds), `settings` and `more` are TOCSIN_* variables without the prefix, in lower case.
     """
 
-    def __init__(self, redis_url: str, *, workers: int = 1, fast: bool = True, **settings: str) -> None:
+    def __init__(
+        self,
+        redis_url: str,
+        *,
+        workers: int = 1,
+        fast: bool = True,
+        patience: int = 5,
+        settings: Mapping[str, str] | None = None,
+        **more: str,
+    ) -> None:
+        settings = {**(settings or {}), **more}
         self.port = free_port()
+        self.patience = patience
         self.workers = workers
         self.fast = fast
         self.environment = {
@@ -79,6 +91,7 @@ class Service:
         """Start it; with `ready` wait until every worker can serve."""
         command = [sys.executable, "-m", "uvicorn", "app.main:app", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", str(self.workers), "--loop", "uvloop", "--http", "httptools", "--no-access-log"]
+        command += ["--timeout-worker-healthcheck", str(self.patience)]
         command += FAST if self.fast else ()
         self.process = subprocess.Popen(
             command,
@@ -125,6 +138,16 @@ class Service:
             return [self.process.pid]
         return [pid for pid in children(self.process.pid) if "resource_tracker" not in command_line(pid)]
 
+    def pid_serving(self, port: int) -> int | None:
+        """The worker at the other end of a connection from our TCP port; None when it is gone."""
+        inode = _inode(self.port, port)
+        for pid in self.worker_pids() if inode else ():
+            with contextlib.suppress(OSError):
+                for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                    if str(descriptor.readlink()) == f"socket:[{inode}]":
+                        return pid
+        return None
+
     @contextlib.asynccontextmanager
     async def connect(self, channel: str = "lobby", query: str = "", **options: Any) -> AsyncIterator[ClientConnection]:
         """A plain client."""
@@ -158,6 +181,15 @@ class Service:
         self.process.wait(5)
         self._log.close()
         Path(self._log.name).unlink()
+
+
+def _inode(port: int, peer: int) -> str | None:
+    """The kernel's number of the TCP socket on `port` that is connected to `peer`."""
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[1].endswith(f":{port:04X}") and fields[2].endswith(f":{peer:04X}"):
+            return fields[9]
+    return None
 
 
 def children(pid: int) -> list[int]:

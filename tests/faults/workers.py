@@ -1,0 +1,156 @@
+"""Faults of workers, of the network before them, and of clients that behave badly."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+from tests.faults.clients import Reader
+from tests.faults.scene import Fault, Scene, Terms
+from tests.stage.frames import Peer, binary, request
+
+FOUR = Terms(workers=4)
+PINGING = Terms(workers=3, settings=(("ping_seconds", "1"), ("high_mark", "131072")), patience=120)
+
+
+async def killed(scene: Scene) -> None:
+    """One of four workers is killed under load."""
+    record = scene.channel()
+    readers = await scene.read(record, scene.scale(40, 400))
+    scene.write(record, 3, 2, pause=0.01)
+    for _ in range(scene.scale(2, 20)):
+        await asyncio.sleep(0.5)
+        await _kill_one(scene, readers)
+        await scene.ground.ready()
+
+
+async def _kill_one(scene: Scene, readers: list[Reader]) -> None:
+    ends = sum(len(reader.ends) for reader in readers)
+    few = len(readers) // 100
+    port = scene.chance.choice(readers).port
+    victim = None if port is None else scene.ground.service.pid_serving(port)
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    started = time.monotonic()
+    await scene.until(lambda: sum(len(reader.ends) for reader in readers) > ends, 5, "a worker's death is seen")
+    await scene.until(lambda: sum(not reader.opened.is_set() for reader in readers) <= few, 10, "99 % are back")
+    scene.note("99 % back after, s", time.monotonic() - started, 5)
+
+
+async def stopped(scene: Scene) -> None:
+    """A worker stands still for longer than its clients wait, and wakes up again."""
+    record = scene.channel()
+    readers = await scene.read(record, 16)
+    writers = scene.write(record, 4, pause=0.02)
+    await asyncio.sleep(0.5)
+    port = readers[0].port
+    assert port is not None
+    victim = scene.ground.service.pid_serving(port)
+    assert victim is not None
+    on_victim = [reader for reader in readers if reader.worker == readers[0].worker]
+    os.kill(victim, signal.SIGSTOP)
+    started = time.monotonic()
+    try:
+        await scene.until(
+            lambda: all(reader.ends and reader.opened.is_set() for reader in on_victim), 15, "its clients have left"
+        )
+        scene.note("clients elsewhere after, s", time.monotonic() - started)
+        await asyncio.sleep(max(0.0, scene.scale(5, 60) - (time.monotonic() - started)))
+    finally:
+        os.kill(victim, signal.SIGCONT)
+    await asyncio.sleep(1)
+    scene.expect(all(writer.unknown == 0 for writer in writers), "a publish was given up")
+    await scene.ground.ready()
+
+
+def _connections(scene: Scene) -> float:
+    return sum(scene.ground.service.metric("connections").values())
+
+
+async def _freed(scene: Scene, limit: float, what: str) -> None:
+    started = time.monotonic()
+    while _connections(scene) > 0 and time.monotonic() - started < limit + 10:
+        await asyncio.sleep(0.1)
+    scene.note(what, time.monotonic() - started, limit)
+    scene.expect(_connections(scene) == 0, "connections remain")
+
+
+async def half_open(scene: Scene) -> None:
+    """Clients whose network is gone: they read nothing, say nothing, and never end their connections."""
+    native = request("/ws", extra="Sec-WebSocket-Protocol: tocsin.v1\r\n")
+    peers = [
+        await asyncio.to_thread(
+            Peer, scene.ground.service.port, "/ws?channel=half", handshake=native if odd % 2 else None
+        )
+        for odd in range(scene.scale(40, 1000))
+    ]
+    try:
+        scene.expect(all(peer.status == 101 for peer in peers), "a handshake failed")
+        await _freed(scene, 15 if scene.small else 60, "slots free after, s")
+    finally:
+        for peer in peers:
+            peer.reset()
+
+
+async def never_reads(scene: Scene) -> None:
+    """Peers that break the protocol and never read our close; some have stalled long before."""
+    service = scene.ground.service
+    native = request("/ws", extra="Sec-WebSocket-Protocol: tocsin.v1\r\n")
+    quiet = [await asyncio.to_thread(Peer, service.port, handshake=native) for _ in range(scene.scale(10, 100))]
+    stalled = [await asyncio.to_thread(Peer, service.port, "/ws?channel=flood", receive_buffer=4096) for _ in range(5)]
+    try:
+        for _ in range(60):
+            await asyncio.to_thread(service.post, "flood", {"data": "x" * 60_000})
+        for peer in quiet:
+            peer.send(binary(b"native takes text"))
+        for peer in stalled:
+            peer.send(b"\xff" * 16)
+        await _freed(scene, 15, "descriptors free after, s")
+    finally:
+        for peer in (*quiet, *stalled):
+            peer.reset()
+
+
+async def network(scene: Scene) -> None:
+    """Everything arrives in slices of a few bytes, late, and connections are cut in the middle of frames."""
+    record = scene.channel()
+    front = scene.ground.front
+    front.slices, front.delay = 7, 0.002
+    try:
+        readers = await scene.read(record, scene.scale(6, 20), 2, port=front.port)
+        scene.write(record, 3, 1, pause=0.05, port=front.port)
+        cuts = scene.scale(15, 500)
+        for _ in range(cuts):
+            await asyncio.sleep(scene.chance.uniform(0.02, 0.25))
+            front.slices = scene.chance.choice((1, 3, 7, 50))
+            front.cut_one(scene.chance)
+        scene.note("cuts", cuts)
+        await scene.quiet()
+        await scene.whole(record, 20)
+    finally:
+        front.slices, front.delay = 0, 0.0
+    resumes = record.resumes()
+    scene.expect(all(began.recovered for began in resumes), "a resume did not recover")
+    scene.expect(bool(resumes) and len(readers) > 0, "nobody had to resume")
+
+
+FAULTS = (
+    Fault(
+        "network",
+        "Slices of a few bytes, delays, cuts inside frames",
+        "no protocol error, whole after each cut",
+        network,
+    ),
+    Fault("killed", "One worker of four killed under load", "lost 0, 99 % back in 5 s", killed, FOUR),
+    Fault(
+        "stopped",
+        "A worker stopped (SIGSTOP) and continued",
+        "clients leave, nothing stale or double",
+        stopped,
+        PINGING,
+    ),
+    Fault("half-open-clients", "Clients whose network is gone", "slots free in 60 s", half_open, PINGING),
+    Fault("never-reads", "Peers that never read our close", "descriptors free in 15 s", never_reads, PINGING),
+)
