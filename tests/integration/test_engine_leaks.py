@@ -48,8 +48,10 @@ class Running:
         from app.settings import Settings
 
         hub.LINGER_SECONDS = 0.1
-        # The high mark is small, so that a slow reader is one soon.
-        settings = Settings(redis_url=url, redis_prefix=prefix, high_mark=131_072, log_level="warning")
+        # The high mark is small, so that a slow reader is one soon; pings are rare, so that none comes between.
+        settings = Settings(
+            redis_url=url, redis_prefix=prefix, high_mark=131_072, ping_seconds=300, log_level="warning"
+        )
         self.app = create_app(settings)
         listener = socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
@@ -57,7 +59,7 @@ class Running:
             self.app, loop="uvloop", http="httptools", ws="app.sockets.uvicorn:WebSocketProtocol", log_level="warning"
         )
         self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]})
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
         self.thread.start()
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}")
         self.wait(lambda: self.server.started and self.http.get("/readyz").status_code == 200)

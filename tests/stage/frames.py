@@ -150,8 +150,10 @@ class Peer:
         return head[0] & 0x0F, payload
 
     def read_text(self) -> str:
-        """The next frame, which must be text."""
+        """The next frame that is no ping, which must be text."""
         got = self.read_frame()
+        while got is not None and got[0] == PING:
+            got = self.read_frame()
         assert got is not None
         assert got[0] == TEXT, got
         return got[1].decode()
