@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import websockets
+from websockets.asyncio.client import ClientConnection
 
 from tests.stage.redis import RedisServer
 from tests.stage.service import Service, until
@@ -20,7 +21,7 @@ from tests.stage.service import Service, until
 async def test_a_killed_worker_takes_only_its_own_sockets_and_is_replaced(redis_server: RedisServer) -> None:
     with Service(redis_server.url, workers=3, redis_prefix="killed") as service:
         async with contextlib.AsyncExitStack() as stack:
-            clients = []
+            clients: list[ClientConnection] = []
             served: set[int | None] = set()
             while len(clients) < 24 or len(served) < 2:  # the kernel chooses the worker
                 assert len(clients) < 300
