@@ -367,10 +367,14 @@ class RedisBroker:
         self._connected.set()
 
     async def _check(self) -> None:
-        if self._findings is None or any(one.level is Level.PROBLEM for one in self._findings):
-            self._findings = _report(await examine(self._commands, self._prefix, self._nonce), self._findings)
+        findings = self._findings
+        if findings is None or any(one.level is Level.PROBLEM for one in findings):
+            findings = await examine(self._commands, self._prefix, self._nonce)
         # What a level needs can go away while the store is up: a replica.
-        self._ack_findings = _report(await self._examine_ack(), self._ack_findings)
+        ack_findings = await self._examine_ack()
+        _report(findings, self._findings)
+        _report(ack_findings, self._ack_findings)
+        self._findings, self._ack_findings = findings, ack_findings
 
     async def _send_probe(self) -> None:
         """See whether what is published comes back on the reader; if not, it is deaf, whatever TCP says."""
@@ -401,12 +405,11 @@ class RedisBroker:
             self._probe[1].set_result(None)
 
 
-def _report(findings: list[Finding], known: list[Finding] | None) -> list[Finding]:
-    """The findings, those that are new and not fine in the log too."""
+def _report(findings: list[Finding], known: list[Finding] | None) -> None:
+    """Log what is new and not fine."""
     for finding in findings:
         if finding.level is not Level.FINE and (known is None or finding not in known):
             _log.warning("store_check", level=finding.level.value, finding=finding.sentence, advice=finding.advice)
-    return findings
 
 
 def _nonces() -> Callable[[], bytes]:

@@ -56,18 +56,18 @@ class RestPublisher:
         self._url = f"{url}/api/v1/channels/{CHANNEL}/messages"
 
     async def run(self) -> None:
-        """Until `stopped`."""
+        """Until `stopped`, and the message under way is taken."""
         async with httpx.AsyncClient(timeout=10) as client:
-            number = 0
             while not self.stopped:
-                answer = await client.post(self._url, json={"data": number, "key": f"{number:016}"})
-                if answer.status_code in (200, 201):
-                    self.taken.append(answer.json()["id"])
-                    number += 1
-                else:
-                    assert answer.status_code == 503
-                    self.refused += 1
-                    await asyncio.sleep(0.02)
+                number = len(self.taken)
+                while len(self.taken) == number:
+                    answer = await client.post(self._url, json={"data": number, "key": f"{number:016}"})
+                    if answer.status_code in (200, 201):
+                        self.taken.append(answer.json()["id"])
+                    else:
+                        assert answer.status_code == 503
+                        self.refused += 1
+                        await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
@@ -85,7 +85,7 @@ async def test_subscribers_are_whole_or_told(end: signal.Signals) -> None:
             for subscriber, client in zip(subscribers, clients, strict=True):
                 group.create_task(subscriber.listen(client))
             await until(lambda: all(subscriber.position for subscriber in subscribers))
-            group.create_task(publisher.run())
+            publishing = group.create_task(publisher.run())
             await until(lambda: len(publisher.taken) > 50)
             old.signal(end)
             await until(lambda: publisher.refused)
@@ -96,6 +96,7 @@ async def test_subscribers_are_whole_or_told(end: signal.Signals) -> None:
                 if end == signal.SIGSTOP:
                     old.signal(signal.SIGCONT)
             publisher.stopped = True
+            await publishing
             await until(lambda: all(one.run and one.run[-1] == publisher.taken[-1] for one in subscribers))
             for client in clients:
                 await client.close()

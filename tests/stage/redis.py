@@ -90,17 +90,21 @@ class RedisServer:
                     time.sleep(0.02)
 
     def follow(self, primary: RedisServer) -> None:
-        """Become a replica of another server, and wait until it has all of it."""
+        """Become a replica of another server, and wait until it has all of it and says so at once: after the first
+        synchronisation Redis may take a second for its first acknowledgement.
+        """
         with primary.client() as client:
             client.config_set("repl-diskless-sync-delay", "0")
         with self.client() as client:
             client.replicaof("127.0.0.1", primary.port)
-        self._until(lambda client: client.info("replication").get("master_link_status") == "up")
 
-    def lead(self) -> None:
-        """Be nobody's replica."""
-        with self.client() as client:
-            client.replicaof("no", "one")
+        def acknowledged(client: redis.Redis) -> bool:
+            client.publish("synchronised", "")  # what a replica is given too
+            info = client.info("replication")
+            known = [one for one in info.values() if isinstance(one, dict) and one.get("port") == self.port]
+            return any(one["state"] == "online" and client.wait(info["connected_slaves"], 5000) for one in known)
+
+        primary._until(acknowledged)
 
     def _until(self, condition: Callable[[redis.Redis], object]) -> None:
         deadline = time.monotonic() + 10
@@ -143,7 +147,8 @@ class RedisServer:
 class SentinelServer(RedisServer):
     """One redis-sentinel that watches a primary by the name of `main`; a context manager.
 
-    `down_after` is in ms; `quorum` Sentinels must agree that the primary is gone.
+    `down_after` is in ms: below a second and a half a Sentinel takes its own reconnecting for a loss, and replaces one
+    primary after the other. `quorum` Sentinels must agree that the primary is gone.
     """
 
     def __init__(self, primary: RedisServer, *, quorum: int, down_after: int) -> None:
@@ -174,7 +179,7 @@ class SentinelServer(RedisServer):
 class Watched:
     """A primary with replicas, and Sentinels that replace it when it is gone; a context manager."""
 
-    def __init__(self, *, replicas: int = 1, sentinels: int = 3, down_after: int = 600, **options: str) -> None:
+    def __init__(self, *, replicas: int = 1, sentinels: int = 3, down_after: int = 1500, **options: str) -> None:
         self.servers = [RedisServer(repl_diskless_sync_delay="0", **options) for _ in range(replicas + 1)]
         self.sentinels = [
             SentinelServer(self.servers[0], quorum=sentinels // 2 + 1, down_after=down_after) for _ in range(sentinels)
