@@ -31,12 +31,12 @@ Told = tuple[Receipt, Outcome]
 """A publish and how it ended."""
 
 ASK_REIGN = pack(("INFO", "replication"))
-"""Its reply goes to `read_reign`. Also what must go before a wait: as the first command of a connection a wait covers
-nothing, and says that it covers all (CONTINUITY, F17)."""
+"""Its reply goes to `read_reign`."""
 GRAIN = 0.01
 """Seconds: batches whose time is up within these are given up together."""
 GRACE = 0.5
 """Seconds after the end of a wait until its answer must have come."""
+_KEY_MS = 60_000
 _ASK_FSYNC = pack(("CONFIG", "GET", "*append*"))
 _REIGN = re.compile(rb"^role:master\r?$.*^master_replid:(\w+)", re.MULTILINE | re.DOTALL)
 
@@ -82,6 +82,7 @@ class Acks:
 
     Args:
         make: makes an unconnected connection.
+        key: written with each wait; holds nothing.
         level: which one; not `written`.
         timeout: seconds in which it must be reached.
         deadline: seconds for connecting.
@@ -91,7 +92,9 @@ class Acks:
     def __init__(
         self,
         make: Callable[[], AbstractConnection],
+        key: str,
         level: AckLevel,
+        *,
         timeout: float,
         deadline: float,
         on_replica: Callable[[], None],
@@ -100,6 +103,9 @@ class Acks:
         self.held = 0
         self.errors = 0
         self.on_released: Callable[[], None] = lambda: None
+        # A wait covers what came before the newest write of its own connection; without one it covers nothing, and says
+        # that it covers all. Up to 7.0 a read would do; a PUBLISH does not where no replica is, on any version.
+        self._head = ASK_REIGN + pack(("SET", key, "", "PX", _KEY_MS))
         self._timeout = timeout
         self._on_replica = on_replica
         self._batches: deque[_Batch] = deque()
@@ -140,22 +146,22 @@ class Acks:
             question = pack(("WAITAOF", 1, 0, milliseconds))
         self._covered = len(self._batches)
         self._timer = loop.call_later(wait + GRACE, self.link.drop, "no answer to a wait in time")
-        self.link.send(ASK_REIGN + question)
+        self.link.send(self._head + question)
 
     def _on_up(self) -> None:
         self._by_config = False  # perhaps it is another server now
 
     def _on_burst(self, replies: list[Any]) -> None:
         self._replies += replies
-        if len(self._replies) < 2:
+        if len(self._replies) < 3:
             return
         self._stop_timer()
-        (info, proof), self._replies = self._replies, []
+        (info, written, proof), self._replies = self._replies, []
         covered, self._covered = self._covered, 0
         if isinstance(proof, Refusal) and "unknown command" in str(proof) and not self.level.replicas:
             self._by_config = True  # before 7.2: there, only `appendfsync always` makes an answer mean a disk
         else:
-            self._judge(covered, read_reign(info), proof)
+            self._judge(covered, read_reign(info), written if isinstance(written, Refusal) else proof)
         self._ask()
         self.on_released()
         if isinstance(info, bytes) and read_reign(info) is None:

@@ -108,7 +108,16 @@ class RedisBroker:
         self._make = connector(url, "tocsin", deadline, self.reconnect)
         self._connected = asyncio.Event()
         self._commands = Commands(self._make, deadline, on_up=self._on_connected, on_replica=self.reconnect)
-        self._acks = None if ack == WRITTEN else Acks(self._make, ack, ack_timeout, deadline, self.reconnect)
+        self._acks: Acks | None = None
+        if ack != WRITTEN:
+            self._acks = Acks(
+                self._make,
+                f"{prefix}:acks",
+                ack,
+                timeout=ack_timeout,
+                deadline=deadline,
+                on_replica=self.reconnect,
+            )
         self._writer = Writer(
             self._make,
             deadline,

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
+from redis.asyncio import Redis
 from redis.asyncio.connection import Connection
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
@@ -76,7 +77,7 @@ class Discovery:
         name, answers, states = self._address.name, 0, []
         reason: RedisError | OSError = NoPrimary("no Sentinel can be asked")
         async with Sentinel(self._address.sentinels, sentinel_kwargs=self._options) as sentinel:  # type: ignore[no-untyped-call]
-            asked = [asyncio.create_task(client.sentinel_masters()) for client in sentinel.sentinels]
+            asked = [asyncio.create_task(_masters(client)) for client in sentinel.sentinels]
             try:
                 for answer in asyncio.as_completed(asked):
                     try:
@@ -87,7 +88,7 @@ class Discovery:
                     except (RedisError, OSError):
                         continue
                     answers += 1
-                    if state is not None and sentinel.check_master_state(state, name):  # type: ignore[no-untyped-call]
+                    if state is not None and sentinel.check_master_state(state, name):
                         states.append(state)
                     if answers * 2 > len(asked):
                         break
@@ -100,6 +101,11 @@ class Discovery:
         return states
 
 
+async def _masters(client: Redis) -> dict[str, Any]:
+    masters: dict[str, Any] = await client.sentinel_masters()  # type: ignore[assignment]
+    return masters
+
+
 class PrimaryConnection(Connection):
     """A connection that is told where to go each time it connects.
 
@@ -109,7 +115,7 @@ class PrimaryConnection(Connection):
     """
 
     def __init__(self, *, find: Find, **options: Any) -> None:
-        super().__init__(**options)  # type: ignore[no-untyped-call]
+        super().__init__(**options)
         self._find = find
 
     async def connect(self) -> None:

@@ -125,11 +125,9 @@ async def test_a_failover_under_load(watched: Watched, prefix: str, end: signal.
         assert {len(found) for found in bodies(stages, [first, second]).values()} == {1}
         for channel, publisher in (("a", first), ("b", second)):
             extract = await one.broker.extract(channel, None, None, 10_000, 10_000_000)
-            kept = {publication.position for publication in extract.publications}
-            assert [position.offset for position in sorted(kept, key=lambda p: p.offset)] == list(
-                range(extract.publications[0].position.offset, extract.position.offset + 1)
-            )
-            lost = publisher.taken.keys() - kept
+            kept = [publication.position for publication in extract.publications if publication.position is not None]
+            assert [position.offset for position in kept] == list(range(kept[0].offset, extract.position.offset + 1))
+            lost = publisher.taken.keys() - set(kept)
             for position in list(publisher.taken)[-5:]:
                 assert position in kept
             for position in lost:  # asynchronous replication may lose what was only `written`; it is never hidden

@@ -180,7 +180,7 @@ class Watched:
     """A primary with replicas, and Sentinels that replace it when it is gone; a context manager."""
 
     def __init__(self, *, replicas: int = 1, sentinels: int = 3, down_after: int = 1500, **options: str) -> None:
-        self.servers = [RedisServer(repl_diskless_sync_delay="0", **options) for _ in range(replicas + 1)]
+        self.servers = [RedisServer(port=None, repl_diskless_sync_delay="0", **options) for _ in range(replicas + 1)]
         self.sentinels = [
             SentinelServer(self.servers[0], quorum=sentinels // 2 + 1, down_after=down_after) for _ in range(sentinels)
         ]
