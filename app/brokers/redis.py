@@ -270,7 +270,8 @@ class RedisBroker:
         self._reader.unsubscribe(channel)
 
     def reconnect(self) -> None:
-        """See `Broker`."""
+        """See `Broker`. What comes next is another server, perhaps: it is checked again."""
+        self._findings = None
         for link in self._links():
             link.drop("not the same primary")
 

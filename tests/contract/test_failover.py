@@ -97,7 +97,7 @@ async def test_subscribers_are_whole_or_told(end: signal.Signals) -> None:
                     old.signal(signal.SIGCONT)
             publisher.stopped = True
             await publishing
-            await until(lambda: all(one.run and one.run[-1] == publisher.taken[-1] for one in subscribers))
+            await until(lambda: all([one.position, *one.run][-1] == publisher.taken[-1] for one in subscribers))
             for client in clients:
                 await client.close()
         log = service.get(f"/api/v1/channels/{CHANNEL}/messages?limit=1000").json()["messages"]
