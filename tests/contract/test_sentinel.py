@@ -148,6 +148,7 @@ async def test_with_a_replica_that_acknowledges_a_failover_loses_nothing(prefix:
                 await until(lambda: publisher.refused)
                 before = len(publisher.taken)
                 await until(lambda: len(publisher.taken) > before + 50, 30)
+            await stage.ready()
             extract = await stage.broker.extract("a", None, None, 10_000, 10_000_000)
             assert publisher.taken.keys() <= {publication.position for publication in extract.publications}
             assert len(publisher.taken) == len(set(publisher.taken.values()))
