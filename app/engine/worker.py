@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
@@ -175,7 +176,9 @@ class Worker:
             node, slot, snapshot = lease.split(b"\n", 2)
             if node.decode() == self.node and int(slot) >= 0:
                 known[int(slot)] = orjson.loads(snapshot)
-        known[max(self.slot, 0)] = self._snapshot()
+        # Before its first beat a worker has no slot; it must not stand in another one's place.
+        own = self.slot if self.slot >= 0 else next(slot for slot in itertools.count() if slot not in known)
+        known[own] = self._snapshot()
         return known
 
     async def channels(self, prefix: str, after: str) -> tuple[list[tuple[str, int]], str | None]:
