@@ -111,7 +111,7 @@ class Supervisor(Multiprocess):
                     continue
                 worker.kill()
                 worker.process.join()
-                if not self._announced:
+                if not self._announced and not _was_killed(worker):
                     _log.error("a worker could not start", pid=worker.pid, exit_code=worker.exitcode)
                     self.failed = True
                     self.should_exit.set()
@@ -170,6 +170,11 @@ class Supervisor(Multiprocess):
             self.handle_term()
         else:
             super().handle_hup()
+
+
+def _was_killed(worker: Process) -> bool:
+    """Whether a signal ended it: that says nothing about whether the application can start."""
+    return worker.exitcode is not None and worker.exitcode < 0
 
 
 @contextmanager

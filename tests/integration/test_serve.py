@@ -192,6 +192,18 @@ def test_a_killed_worker_is_replaced_while_the_others_serve(tocsin: Tocsin) -> N
     assert tocsin.publish("x")
 
 
+def test_a_worker_that_is_killed_while_it_starts_is_replaced(tmp_path: Path) -> None:
+    """A signal is no failure of the application to start."""
+    service = Tocsin(tmp_path).start()
+    try:
+        victim = min(until(service.worker_pids, 20, "the first worker"))
+        os.kill(victim, signal.SIGKILL)
+        until(service.all_ready, 45, "readiness of all workers")
+        assert victim not in service.worker_pids()
+    finally:
+        service.kill()
+
+
 def test_a_killed_redis_is_started_again_with_its_messages(tocsin: Tocsin) -> None:
     kept = tocsin.publish("kept")
     store = tocsin.redis_pid()
