@@ -26,6 +26,7 @@ from redis.retry import Retry
 from rich.console import Console
 
 from app import __version__, logs
+from app.brokers.address import SENTINEL_SCHEME
 from app.brokers.examine import Finding, Level
 from app.brokers.redis import RedisBroker
 from app.core.errors import TocsinError
@@ -80,7 +81,10 @@ def serve(
         str | None, typer.Option(help="Processes that serve. [the cores, at most 4]", metavar="N")
     ] = None,
     redis_url: Annotated[
-        str | None, typer.Option(help="Redis to use: redis://, rediss://, unix://. [one of its own]", metavar="URL")
+        str | None,
+        typer.Option(
+            help="Redis to use: redis://, rediss://, unix://, redis+sentinel://. [one of its own]", metavar="URL"
+        ),
     ] = None,
     data_dir: Annotated[
         str | None, typer.Option(help="Folder of the Redis of its own. [tocsin-data]", metavar="FOLDER")
@@ -229,12 +233,19 @@ def _examine_redis(settings: Settings) -> list[Finding]:
         return [Finding(Level.FINE, f"an embedded Redis would run: {engine} ({engine.path})")]
     url = settings.redis_url.get_secret_value()
     try:
+        if url.startswith(f"{SENTINEL_SCHEME}://"):
+            return asyncio.run(_ask(_broker(url, settings)))
         with Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0)) as client:
             client.ping()  # the broker does not say why it cannot connect: its words reach clients
     except (RedisError, ValueError) as error:
         return [Finding(Level.PROBLEM, f"Redis at {settings.redis_address} cannot be used: {error}")]
-    broker = RedisBroker(url, settings.redis_prefix, settings.channels, settings.key_seconds)
-    return asyncio.run(_ask(broker))
+    return asyncio.run(_ask(_broker(url, settings)))
+
+
+def _broker(url: str, settings: Settings) -> RedisBroker:
+    return RedisBroker(
+        url, settings.redis_prefix, settings.channels, ack=settings.ack, ack_timeout=settings.ack_timeout
+    )
 
 
 async def _ask(broker: RedisBroker) -> list[Finding]:
@@ -244,9 +255,9 @@ async def _ask(broker: RedisBroker) -> list[Finding]:
         while True:
             try:
                 return await broker.examine()
-            except TocsinError as error:  # not connected yet
+            except TocsinError:  # not connected yet
                 if time.monotonic() > deadline:
-                    return [Finding(Level.PROBLEM, f"Redis cannot be used: {error.message}")]
+                    return [Finding(Level.PROBLEM, broker.problems()[0])]
                 await asyncio.sleep(0.05)
     finally:
         await broker.close()

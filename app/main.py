@@ -79,7 +79,12 @@ def create_app(settings: Settings) -> Tocsin:
     """The whole service on one set of settings; connects to Redis when the server starts its lifespan."""
     url = None if settings.redis_url is None else settings.redis_url.get_secret_value()
     broker = RedisBroker(
-        url or "redis://127.0.0.1:6379/0", settings.redis_prefix, settings.channels, settings.key_seconds
+        url or "redis://127.0.0.1:6379/0",
+        settings.redis_prefix,
+        settings.channels,
+        settings.key_seconds,
+        ack=settings.ack,
+        ack_timeout=settings.ack_timeout,
     )
     hub = Hub(broker)
     catchup = CatchUp(broker, hub)

@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from app.brokers import WRITTEN, AckLevel
+from app.brokers.address import SENTINEL_FORM, SENTINEL_SCHEME, read_sentinel_url
 from app.core.identity import ApiKey
 from app.core.messages import ChannelRule, Verb
 
@@ -182,7 +184,15 @@ def read_redis_url(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     parts = urlsplit(value)
-    forms = "allowed are redis://host:6379/0, rediss://host:6379/0 (TLS) and unix:///path/to/redis.sock"
+    forms = (
+        "allowed are redis://host:6379/0, rediss://host:6379/0 (TLS), unix:///path/to/redis.sock and " + SENTINEL_FORM
+    )
+    if parts.scheme == SENTINEL_SCHEME:
+        try:
+            read_sentinel_url(value)
+        except ValueError as error:
+            raise ValueError(f"{error}; {forms}") from None
+        return value
     if parts.scheme not in ("redis", "rediss", "unix"):
         raise ValueError(f"the scheme `{parts.scheme[:40]}` is not known; {forms}")
     if parts.scheme == "unix":
@@ -198,6 +208,20 @@ def read_redis_url(value: Any) -> Any:
     if parts.path.strip("/") and not parts.path.strip("/").isdecimal():
         raise ValueError(f"the path is the number of the database; {forms}")
     return value
+
+
+def read_ack(value: Any) -> Any:
+    """An acknowledgement level."""
+    if not isinstance(value, str):
+        return value
+    if value == "written":
+        return WRITTEN
+    if value == "fsynced":
+        return AckLevel(fsynced=True)
+    found = re.fullmatch(r"replicated:([1-9])", value)
+    if found is None:
+        raise ValueError(f"`{value[:40]}` is no level; allowed are written, replicated:1 to replicated:9, and fsynced")
+    return AckLevel(replicas=int(found[1]))
 
 
 def read_text(path: Path) -> str:

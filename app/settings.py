@@ -20,10 +20,12 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_v
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from app.brokers import WRITTEN, AckLevel
 from app.core.identity import ApiKey
 from app.core.messages import ChannelRule
 from app.notation import (
     KEY,
+    read_ack,
     read_keys,
     read_list,
     read_network,
@@ -79,10 +81,14 @@ class Settings(BaseSettings):
     """Processes that serve. A client of any of them is heard by all."""
 
     redis_url: SecretStr | None = Field(
-        default=None, json_schema_extra=_documented("none: an embedded one", "`redis://`, `rediss://` or `unix://`")
+        default=None,
+        json_schema_extra=_documented(
+            "none: an embedded one", "`redis://`, `rediss://`, `unix://` or `redis+sentinel://`"
+        ),
     )
-    """Redis or Valkey, 6.2 or newer. Without it `tocsin serve` starts one of its own, with its data in
-    `TOCSIN_DATA_DIR`.
+    """Redis or Valkey, 6.2 or newer; `redis+sentinel://user:password@host:26379,host:26379/name` asks the Sentinels for
+    the primary `name` (options `db`, `sentinel_username`, `sentinel_password`). Without it `tocsin serve` starts one of
+    its own, with its data in `TOCSIN_DATA_DIR`.
     """
 
     redis_prefix: str = Field(
@@ -115,6 +121,18 @@ class Settings(BaseSettings):
     """Rules for channels; the first whose pattern matches wins, a channel without one does not exist. `history`
     messages are kept (0: none, every message is ephemeral) until `ttl` seconds after the last publish; `anonymous`
     says what those without credentials may do. What a rule leaves out is as in the default.
+    """
+
+    ack: Annotated[AckLevel, BeforeValidator(read_ack)] = Field(
+        default=WRITTEN, json_schema_extra=_documented("`written`", "`written`, `replicated:1` to `:9`, or `fsynced`")
+    )
+    """How safe a message is when its publisher is told that it is published: `written` in the memory of the primary,
+    `replicated:N` also in that of N replicas, `fsynced` on the primary's disk (Redis 7.2, or `appendfsync always`).
+    """
+
+    ack_timeout: float = Field(default=2, ge=0.05, le=60)
+    """Seconds in which `TOCSIN_ACK` must be reached. A message that does not reach it is answered with `unavailable`,
+    though it is in the log; the same key tries again.
     """
 
     key_seconds: int = Field(default=120, ge=1, le=86_400)

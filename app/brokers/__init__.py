@@ -18,6 +18,27 @@ Receipt = Callable[[Published | TocsinError], None]
 
 
 @dataclass(frozen=True, slots=True)
+class AckLevel:
+    """How safe a message is when its publisher is told that it is published; never less.
+
+    Attributes:
+        replicas: how many replicas have it in memory; 0 asks for none.
+        fsynced: it is on the primary's disk.
+    """
+
+    replicas: int = 0
+    fsynced: bool = False
+
+    def __str__(self) -> str:
+        """As an operator writes it."""
+        return f"replicated:{self.replicas}" if self.replicas else "fsynced" if self.fsynced else "written"
+
+
+WRITTEN = AckLevel()
+"""The primary has it in memory."""
+
+
+@dataclass(frozen=True, slots=True)
 class Extract:
     """Messages read for someone who is not subscribed (REST, native `history`).
 

@@ -5,12 +5,15 @@ What is a problem keeps the worker from being ready; what is only unwise is a wa
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from app.brokers import AckLevel
+from app.brokers.acks import fsyncs_always
 from app.brokers.commands import Commands
 from app.brokers.link import Refusal
 from app.core.errors import TocsinError
@@ -185,3 +188,57 @@ async def _run_scripts(commands: Commands, prefix: str, nonce: Callable[[], byte
             f"allow this user the keys {prefix}:*, the channels {prefix}:*, and scripting, streams, hashes and INFO",
         )
     return Finding(Level.FINE, "a trial message was published, read and cleared")
+
+
+async def examine_ack(commands: Commands, level: AckLevel) -> list[Finding]:
+    """Whether this Redis can keep an acknowledgement level now. Never raises for what it finds.
+
+    Raises:
+        Unavailable: the store went away meanwhile.
+    """
+    if level.fsynced:
+        return [await _examine_fsync(commands)]
+    return [await _examine_replicas(commands, level.replicas)] if level.replicas else []
+
+
+async def _examine_replicas(commands: Commands, wanted: int) -> Finding:
+    reply = await _ask(commands.call("WAIT", 0, 1))  # none are asked for: nothing is waited for
+    if isinstance(reply, Refusal) and reply.code == "NOPERM":
+        return Finding(Level.PROBLEM, "Redis does not let this user run WAIT", "allow it: ACL SETUSER <user> +wait")
+    info = await _info(commands, "replication")
+    known = {} if isinstance(info, Refusal) else info
+    online = sum("state=online" in value for name, value in known.items() if re.fullmatch(r"slave\d+", name))
+    if online < wanted:
+        return Finding(
+            Level.PROBLEM,
+            f"TOCSIN_ACK=replicated:{wanted} needs as many connected replicas, and this Redis has {online}",
+            "connect replicas, or set TOCSIN_ACK=written",
+        )
+    return Finding(Level.FINE, f"{online} connected replicas for TOCSIN_ACK=replicated:{wanted}")
+
+
+async def _examine_fsync(commands: Commands) -> Finding:
+    reply = await _ask(commands.call("WAITAOF", 0, 0, 1))
+    config = await _ask(commands.call("CONFIG", "GET", "*append*"))
+    if isinstance(reply, Refusal) and reply.code == "NOPERM":
+        return Finding(
+            Level.PROBLEM, "Redis does not let this user run WAITAOF", "allow it: ACL SETUSER <user> +waitaof"
+        )
+    if isinstance(reply, Refusal):  # it does not know the command
+        if fsyncs_always(config):
+            return Finding(Level.FINE, "appendfsync is always: what this Redis answers is on its disk")
+        return Finding(
+            Level.PROBLEM,
+            "TOCSIN_ACK=fsynced: before version 7.2 Redis cannot say what is on its disk, and it is not known to be "
+            "set to write there before it answers",
+            "use Redis 7.2 or newer, or set appendonly yes, appendfsync always, no-appendfsync-on-rewrite no "
+            "(and allow this user config|get)",
+        )
+    persistence = await _info(commands, "persistence")
+    if isinstance(persistence, Refusal) or persistence.get("aof_enabled") != "1":
+        return Finding(
+            Level.PROBLEM,
+            "TOCSIN_ACK=fsynced needs an append-only file, and this Redis keeps none",
+            "CONFIG SET appendonly yes, and in its configuration",
+        )
+    return Finding(Level.FINE, "this Redis says when a message is on its disk (WAITAOF)")

@@ -20,6 +20,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, InvalidResponse, RedisError
 from redis.retry import Retry
 
+from app.brokers.address import SENTINEL_SCHEME, read_sentinel_url
+from app.brokers.sentinel import Discovery, NoPrimary, PrimaryConnection
+
 _NOT_YET = object()
 FIRST_DELAY = 0.1
 """Seconds: bound of the first wait before connecting again; doubles with each failure."""
@@ -64,15 +67,32 @@ class BurstParser(_AsyncHiredisParser):
         return replies
 
 
-def connector(url: str, name: str, deadline: float) -> Callable[[], AbstractConnection]:
+def connector(
+    url: str, name: str, deadline: float, on_moved: Callable[[], None] = lambda: None
+) -> Callable[[], AbstractConnection]:
     """A maker of connections to `url` that neither retry nor check health by themselves.
 
     Args:
-        url: redis://, rediss:// or unix://; its options cannot change what the reading relies on.
+        url: redis://, rediss://, unix:// or redis+sentinel://; its options cannot change what the reading relies on.
         name: client name in CLIENT LIST.
         deadline: seconds for the connection and for each answer of the handshake.
+        on_moved: called when the Sentinels name another primary than before.
+
+    Raises:
+        ValueError: the address of the Sentinels cannot be read.
     """
-    pool = ConnectionPool.from_url(url)
+    if url.startswith(f"{SENTINEL_SCHEME}://"):
+        address = read_sentinel_url(url)
+        pool = ConnectionPool(
+            connection_class=PrimaryConnection,
+            protocol=2,
+            find=Discovery(address, deadline / 2, on_moved).find,
+            username=address.username,
+            password=address.password,
+            db=address.db,
+        )
+    else:
+        pool = ConnectionPool.from_url(url)
     pool.connection_kwargs.update(
         protocol=2,
         parser_class=BurstParser,
@@ -156,6 +176,8 @@ class Link:
             except (OSError, RedisError) as error:  # TimeoutError is an OSError
                 refused = isinstance(error, AuthenticationError) or isinstance(error.__cause__, AuthenticationError)
                 self.reason = "it refuses the user or password" if refused else "not connected"
+                if isinstance(error, NoPrimary):
+                    self.reason = str(error)
                 if failures == 0:
                     _log.warning("store_unreachable", link=self.label, error=type(error).__name__, reason=self.reason)
             else:

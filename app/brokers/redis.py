@@ -1,7 +1,8 @@
 """The broker on Redis: a stream and a hash per channel, Pub/Sub to tell, Lua so that each step is whole.
 
-Three connections: one carries publishes in batches, one the commands that are awaited, one listens. The rules are in
-the scripts (`lua/`), what joins publishes in `writer`, what hears in `reader`; here they meet.
+Three connections: one carries publishes in batches, one the commands that are awaited, one listens; a fourth waits
+where more than `written` is promised. The rules are in the scripts (`lua/`), what joins publishes in `writer`, what
+holds their answers in `acks`, what hears in `reader`; here they meet.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import Any
 
 import structlog
 
-from app.brokers import Extract, Listener, Receipt
+from app.brokers import WRITTEN, AckLevel, Extract, Listener, Receipt
+from app.brokers.acks import Acks
 from app.brokers.answers import position_arguments, read_answer, read_extract
 from app.brokers.commands import Commands, away
 from app.brokers.envelope import digest, open_envelope, read_id
-from app.brokers.examine import Finding, Level, examine
+from app.brokers.examine import Finding, Level, examine, examine_ack
 from app.brokers.link import Link, connector
 from app.brokers.reader import PROBE, Reader
 from app.brokers.route import Route
@@ -68,13 +70,15 @@ class RedisBroker:
     """`Broker` on one Redis (6.2 or newer, or Valkey); see there for the guarantees.
 
     Args:
-        url: redis://, rediss:// or unix://.
+        url: redis://, rediss://, unix:// or redis+sentinel://.
         prefix: of all keys and Pub/Sub channels; without braces.
         rules: what holds for which channel; the first that matches decides.
         key_seconds: how long an idempotency key is remembered.
         deadline: seconds for each answer of Redis.
         probe_seconds: between two probes of the reader.
         bounds: how much the publish queue takes on.
+        ack: what must hold before a publish is answered.
+        ack_timeout: seconds in which it must.
         nonce: another unpredictable value with each call; epochs are made from them.
     """
 
@@ -88,6 +92,8 @@ class RedisBroker:
         deadline: float = 2.0,
         probe_seconds: float = 3.0,
         bounds: Bounds | None = None,
+        ack: AckLevel = WRITTEN,
+        ack_timeout: float = 2.0,
         nonce: Callable[[], bytes] | None = None,
     ) -> None:
         if "{" in prefix or "}" in prefix:
@@ -99,10 +105,27 @@ class RedisBroker:
         self._probe_seconds = probe_seconds
         self._nonce = nonce or _nonces()
         self._routes: dict[str, Route] = {}
-        self._make = connector(url, "tocsin", deadline)
+        self._make = connector(url, "tocsin", deadline, self.reconnect)
         self._connected = asyncio.Event()
-        self._commands = Commands(self._make, deadline, on_up=self._connected.set, on_replica=self.reconnect)
-        self._writer = Writer(self._make, deadline, lambda: bulk(self._nonce()), self.reconnect, bounds or Bounds())
+        self._commands = Commands(self._make, deadline, on_up=self._on_connected, on_replica=self.reconnect)
+        self._acks: Acks | None = None
+        if ack != WRITTEN:
+            self._acks = Acks(
+                self._make,
+                f"{prefix}:acks",
+                ack,
+                timeout=ack_timeout,
+                deadline=deadline,
+                on_replica=self.reconnect,
+            )
+        self._writer = Writer(
+            self._make,
+            deadline,
+            lambda: bulk(self._nonce()),
+            self.reconnect,
+            bounds=bounds or Bounds(),
+            acks=self._acks,
+        )
         self._reader: Reader | None = None
         self._tender: asyncio.Task[None] | None = None
         self._control = f"{prefix}:control"
@@ -113,6 +136,7 @@ class RedisBroker:
         self._keyed = Opener(load("publish"), 13)
         self._ephemeral = Opener(load("ephemeral"), 5)
         self._findings: list[Finding] | None = None
+        self._ack_findings: list[Finding] = []
 
     def start(self, listener: Listener, incarnation: str) -> None:
         """Connect, and stay connected until `close`; `listener` hears what is subscribed, `incarnation` names this
@@ -128,7 +152,7 @@ class RedisBroker:
             on_probe=self._on_probe,
         )
         self._writer.on_settled = listener.settled
-        for link in (self._writer.link, self._commands.link, self._reader.link):
+        for link in self._links():
             link.start()
         self._tender = asyncio.create_task(self._tend(), name="tocsin broker")
 
@@ -279,7 +303,10 @@ class RedisBroker:
         """
         if not self._commands.link.up:
             raise away()
-        return await examine(self._commands, self._prefix, self._nonce)
+        return [*await examine(self._commands, self._prefix, self._nonce), *await self._examine_ack()]
+
+    async def _examine_ack(self) -> list[Finding]:
+        return [] if self._acks is None else await examine_ack(self._commands, self._acks.level)
 
     def problems(self) -> list[str]:
         """Why this worker's store is not fit for service, in sentences without hosts; empty when it is."""
@@ -288,12 +315,14 @@ class RedisBroker:
             sentences.append(f"the store cannot be asked: {self._commands.link.reason}")
         if not self._writer.link.up:
             sentences.append(f"nothing can be published to the store: {self._writer.link.reason}")
+        if self._acks is not None and not self._acks.link.up:
+            sentences.append(f"how safe a message is cannot be asked: {self._acks.link.reason}")
         if self._reader is None or not self._reader.ready:
             sentences.append("nothing is heard live: not subscribed at the store")
         if self._findings is None:
             sentences.append("the store has not been checked yet")
         else:
-            sentences += [finding.sentence for finding in self._findings if finding.level is Level.PROBLEM]
+            sentences += [one.sentence for one in (*self._findings, *self._ack_findings) if one.level is Level.PROBLEM]
         return sentences
 
     def counters(self) -> Counters:
@@ -301,6 +330,7 @@ class RedisBroker:
         counters, reader = self._counters, self._reader
         counters.published, counters.batches = self._writer.published, self._writer.batches
         counters.errors = self._commands.errors + self._writer.errors
+        counters.errors += 0 if self._acks is None else self._acks.errors
         counters.reconnects = sum(max(0, link.connections - 1) for link in self._links())
         if reader is not None:
             counters.received, counters.resubscribes = reader.messages, reader.resubscribed
@@ -309,6 +339,8 @@ class RedisBroker:
 
     def _links(self) -> list[Link]:
         links = [self._writer.link, self._commands.link]
+        if self._acks is not None:
+            links.append(self._acks.link)
         return links if self._reader is None else [*links, self._reader.link]
 
     def _route(self, channel: str) -> Route:
@@ -340,14 +372,19 @@ class RedisBroker:
             except Exception:  # noqa: BLE001 - the boundary of this task: it must live as long as the broker
                 _log.exception("store_check_failed")
 
+    def _on_connected(self) -> None:
+        self._findings = None  # perhaps it is another server now
+        self._connected.set()
+
     async def _check(self) -> None:
-        if self._findings is not None and not any(one.level is Level.PROBLEM for one in self._findings):
-            return
-        findings = await self.examine()
-        for finding in findings:
-            if finding.level is not Level.FINE and (self._findings is None or finding not in self._findings):
-                _log.warning("store_check", level=finding.level.value, finding=finding.sentence, advice=finding.advice)
-        self._findings = findings
+        findings = self._findings
+        if findings is None or any(one.level is Level.PROBLEM for one in findings):
+            findings = await examine(self._commands, self._prefix, self._nonce)
+        # What a level needs can go away while the store is up: a replica.
+        ack_findings = await self._examine_ack()
+        _report(findings, self._findings)
+        _report(ack_findings, self._ack_findings)
+        self._findings, self._ack_findings = findings, ack_findings
 
     async def _send_probe(self) -> None:
         """See whether what is published comes back on the reader; if not, it is deaf, whatever TCP says."""
@@ -376,6 +413,13 @@ class RedisBroker:
     def _on_probe(self, nonce: bytes) -> None:
         if self._probe is not None and self._probe[0] == nonce and not self._probe[1].done():
             self._probe[1].set_result(None)
+
+
+def _report(findings: list[Finding], known: list[Finding] | None) -> None:
+    """Log what is new and not fine."""
+    for finding in findings:
+        if finding.level is not Level.FINE and (known is None or finding not in known):
+            _log.warning("store_check", level=finding.level.value, finding=finding.sentence, advice=finding.advice)
 
 
 def _nonces() -> Callable[[], bytes]:

@@ -12,18 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
 from redis.asyncio.connection import AbstractConnection
 
 from app.brokers import Receipt
+from app.brokers.acks import ASK_REIGN, Acks, Told, guard, read_reign
 from app.brokers.commands import REPLICA, away, translate
 from app.brokers.envelope import read_id
 from app.brokers.link import Link, Refusal
 from app.brokers.scripts import Opener
 from app.core.errors import TocsinError
 from app.core.messages import Published
-
-_log = structlog.get_logger("tocsin.broker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +63,7 @@ class Writer:
         deadline: seconds for the answer to a batch; a missed one drops the connection.
         nonce: a packed nonce, another one with each call.
         on_replica: called when the server says that it is not the primary.
+        acks: hold the outcomes until they are safe; None at the level `written`.
     """
 
     def __init__(
@@ -73,7 +72,9 @@ class Writer:
         deadline: float,
         nonce: Callable[[], bytes],
         on_replica: Callable[[], None],
+        *,
         bounds: Bounds,
+        acks: Acks | None = None,
     ) -> None:
         self.congested = False
         self.batches = 0
@@ -84,6 +85,9 @@ class Writer:
         self._on_replica = on_replica
         self.on_settled: Callable[[], None] = lambda: None
         self._bounds = bounds
+        self._acks = acks
+        if acks is not None:
+            acks.on_released = self._flush
         self._queue: deque[_Call] = deque()
         self._queued_bytes = 0
         self._flight: list[_Call] = []
@@ -113,11 +117,11 @@ class Writer:
     def publish(self, opener: Opener, packed: bytes, receipt: Receipt) -> None:
         """Take a call; `receipt` is told in a later turn of the loop."""
         loop = asyncio.get_running_loop()
-        if not self.link.up:
-            loop.call_soon(_guard, receipt, away("the store is away: the message was not sent"))
+        if not self.link.up or (self._acks is not None and not self._acks.link.up):
+            loop.call_soon(guard, receipt, away("the store is away: the message was not sent"))
             return
         if self.full:
-            loop.call_soon(_guard, receipt, away("too many messages are waiting for the store"))
+            loop.call_soon(guard, receipt, away("too many messages are waiting for the store"))
             return
         self._queue.append(_Call(opener, packed, receipt, loop.time()))
         self._queued_bytes += len(packed)
@@ -130,15 +134,17 @@ class Writer:
             loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        """Send what has gathered, unless a batch is in flight."""
+        """Send what has gathered, unless a batch is in flight or as many as may wait are waiting for their level."""
         self._scheduled = False
         if self._flight or not self._queue or not self.link.up:
+            return
+        if self._acks is not None and self._acks.held >= self._bounds.queue:
             return
         loop = asyncio.get_running_loop()
         bounds, queue, flight = self._bounds, self._queue, self._flight
         oldest = loop.time() - bounds.patience
         brought: set[str] = set()
-        parts: list[bytes] = []
+        parts: list[bytes] = [] if self._acks is None else [ASK_REIGN]
         size = 0
         stale: list[_Call] = []
         while queue and len(flight) < bounds.batch and size < bounds.batch_bytes:
@@ -161,7 +167,7 @@ class Writer:
             self.link.send(b"".join(parts))
         for call in stale:
             self.errors += 1
-            _guard(call.receipt, away("the message waited too long: it was not sent"))
+            guard(call.receipt, away("the message waited too long: it was not sent"))
         self._relieve()
 
     def _relieve(self) -> None:
@@ -170,17 +176,19 @@ class Writer:
             self.congested = False
             waiting, self._waiting = self._waiting, []
             for callback in waiting:
-                _guard(callback)
+                guard(callback)
 
     def _on_burst(self, replies: list[Any]) -> None:
         self._replies += replies
-        if len(self._replies) < len(self._flight):
+        if len(self._replies) < len(self._flight) + (self._acks is not None):
             return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         flight, answers = self._flight, self._replies
         self._flight, self._replies = [], []
+        reign = None if self._acks is None else read_reign(answers.pop(0))
+        told: list[Told] = []
         refused = any(isinstance(answer, Refusal) and answer.code == "NOSCRIPT" for answer in answers)
         if refused:
             flight, answers = self._put_back(flight, answers)
@@ -198,10 +206,15 @@ class Writer:
                 outcome = translate(answer)
             else:
                 outcome = Published(None)
-            _guard(call.receipt, outcome)
+            if self._acks is None:
+                guard(call.receipt, outcome)
+            else:
+                told.append((call.receipt, outcome))
+        if self._acks is not None:
+            self._acks.take(told, reign)
         self.errors += refusals
         self.published += len(answers) - refusals
-        _guard(self.on_settled)
+        guard(self.on_settled)
         if replica:
             self._on_replica()
 
@@ -226,17 +239,14 @@ class Writer:
         flight, self._flight, self._replies = self._flight, [], []
         queue, self._queue, self._queued_bytes = self._queue, deque(), 0
         self.errors += len(flight) + len(queue)
-        for call in flight:
-            _guard(call.receipt, away("the store did not answer: it is unknown whether the message was taken"))
-        for call in queue:
-            _guard(call.receipt, away("the store is away: the message was not sent"))
-        _guard(self.on_settled)
+        unknown = away("the store did not answer: it is unknown whether the message was taken")
+        unsent = away("the store is away: the message was not sent")
+        told: list[Told] = [(call.receipt, unknown) for call in flight]
+        told += [(call.receipt, unsent) for call in queue]
+        if self._acks is not None:  # behind what still waits for its level
+            self._acks.take(told, None)
+        else:
+            for receipt, outcome in told:
+                guard(receipt, outcome)
+        guard(self.on_settled)
         self._relieve()
-
-
-def _guard(callback: Callable[..., None], *arguments: Any) -> None:
-    """Call what somebody gave us; a fault of theirs must not cost the others their answers."""
-    try:
-        callback(*arguments)
-    except Exception:  # noqa: BLE001 - see above
-        _log.exception("publish_callback_failed")

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
+from app.brokers import WRITTEN, AckLevel
 from app.brokers.redis import RedisBroker
 from app.brokers.writer import Bounds
 from app.core.errors import TocsinError
@@ -100,11 +101,26 @@ class Stage:
 
 @asynccontextmanager
 async def connected(
-    url: str, prefix: str, *, deadline: float = 2.0, probe_seconds: float = 3.0, bounds: Bounds | None = None
+    url: str,
+    prefix: str,
+    *,
+    deadline: float = 2.0,
+    probe_seconds: float = 3.0,
+    bounds: Bounds | None = None,
+    ack: AckLevel = WRITTEN,
+    ack_timeout: float = 2.0,
 ) -> AsyncIterator[Stage]:
     """A broker that is ready for service."""
     broker = RedisBroker(
-        url, prefix, RULES, key_seconds=60, deadline=deadline, probe_seconds=probe_seconds, bounds=bounds
+        url,
+        prefix,
+        RULES,
+        key_seconds=60,
+        deadline=deadline,
+        probe_seconds=probe_seconds,
+        bounds=bounds,
+        ack=ack,
+        ack_timeout=ack_timeout,
     )
     ear = Ear()
     broker.start(ear, "inc1")

@@ -1,4 +1,4 @@
-"""A real Redis server of a test's own: started, killed, frozen, restarted."""
+"""A real Redis of a test's own, alone, with replicas, or watched by Sentinels: started, killed, frozen, restarted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -68,12 +68,16 @@ class RedisServer:
         """A synchronous client that does not retry; close it."""
         return redis.Redis(host="127.0.0.1", port=self.port, socket_timeout=5, retry=Retry(NoBackoff(), 0))
 
-    def start(self) -> Self:
-        """Start it and wait until it answers."""
+    def command(self) -> list[str]:
+        """How it is started."""
         arguments = [redis_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
         for name, value in self.options.items():
             arguments += [f"--{name.replace('_', '-')}", value]
-        self.process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return arguments
+
+    def start(self) -> Self:
+        """Start it and wait until it answers."""
+        self.process = subprocess.Popen(self.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 10
         with self.client() as client:
             while True:
@@ -84,6 +88,31 @@ class RedisServer:
                     if self.process.poll() is not None or time.monotonic() > deadline:
                         raise
                     time.sleep(0.02)
+
+    def follow(self, primary: RedisServer) -> None:
+        """Become a replica of another server, and wait until it has all of it and says so at once: after the first
+        synchronisation Redis may take a second for its first acknowledgement.
+        """
+        with primary.client() as client:
+            client.config_set("repl-diskless-sync-delay", "0")
+        with self.client() as client:
+            client.replicaof("127.0.0.1", primary.port)
+
+        def acknowledged(client: redis.Redis) -> bool:
+            client.publish("synchronised", "")  # what a replica is given too
+            info = client.info("replication")
+            known = [one for one in info.values() if isinstance(one, dict) and one.get("port") == self.port]
+            return any(one["state"] == "online" and client.wait(info["connected_slaves"], 5000) for one in known)
+
+        primary._until(acknowledged)
+
+    def _until(self, condition: Callable[[redis.Redis], object]) -> None:
+        deadline = time.monotonic() + 10
+        with self.client() as client:
+            while not condition(client):
+                if time.monotonic() > deadline:
+                    raise TimeoutError("the server does not come to it")
+                time.sleep(0.02)
 
     def signal(self, number: int) -> None:
         """Send a signal: SIGSTOP freezes it, SIGCONT thaws it."""
@@ -113,3 +142,99 @@ class RedisServer:
     ) -> None:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class SentinelServer(RedisServer):
+    """One redis-sentinel that watches a primary by the name of `main`; a context manager.
+
+    `down_after` is in ms: below a second and a half a Sentinel takes its own reconnecting for a loss, and replaces one
+    primary after the other. `quorum` Sentinels must agree that the primary is gone.
+    """
+
+    def __init__(self, primary: RedisServer, *, quorum: int, down_after: int) -> None:
+        super().__init__()
+        self._lines = (
+            f"port {self.port}",
+            "bind 127.0.0.1",
+            f"sentinel monitor main 127.0.0.1 {primary.port} {quorum}",
+            f"sentinel down-after-milliseconds main {down_after}",
+            "sentinel failover-timeout main 3000",
+            "sentinel parallel-syncs main 1",
+        )
+
+    def command(self) -> list[str]:
+        """How it is started: with a file of its own, where it keeps what it has learned."""
+        configuration = self.folder / "sentinel.conf"
+        if not configuration.exists():
+            configuration.write_text("\n".join(self._lines) + "\n")
+        return [redis_binary(), str(configuration), "--sentinel"]
+
+    def knows(self) -> tuple[int, int, int]:
+        """Port of the primary, number of its replicas and of the other Sentinels, as it sees them."""
+        with self.client() as client:
+            state = client.sentinel_master("main")
+        return int(state["port"]), int(state["num-slaves"]), int(state["num-other-sentinels"])
+
+
+class Watched:
+    """A primary with replicas, and Sentinels that replace it when it is gone; a context manager."""
+
+    def __init__(self, *, replicas: int = 1, sentinels: int = 3, down_after: int = 1500, **options: str) -> None:
+        options = {"repl_diskless_sync_delay": "0", **options}
+        self.servers = [RedisServer(options=options) for _ in range(replicas + 1)]
+        self.sentinels = [
+            SentinelServer(self.servers[0], quorum=sentinels // 2 + 1, down_after=down_after) for _ in range(sentinels)
+        ]
+
+    @property
+    def url(self) -> str:
+        """Address for the service."""
+        return f"redis+sentinel://{','.join(f'127.0.0.1:{one.port}' for one in self.sentinels)}/main"
+
+    @property
+    def primary(self) -> RedisServer:
+        """The server that most Sentinels name."""
+        named = sorted(one.knows()[0] for one in self.sentinels)[len(self.sentinels) // 2]
+        return next(one for one in self.servers if one.port == named)
+
+    def wait_for_another(self, than: RedisServer, seconds: float = 20) -> RedisServer:
+        """Wait until most Sentinels name another primary."""
+        deadline = time.monotonic() + seconds
+        while (primary := self.primary) is than:
+            if time.monotonic() > deadline:
+                raise TimeoutError("the Sentinels have replaced nobody")
+            time.sleep(0.05)
+        return primary
+
+    def _wait_for_each_other(self) -> None:
+        known = (self.servers[0].port, len(self.servers) - 1, len(self.sentinels) - 1)
+        deadline = time.monotonic() + 20
+        while any(sentinel.knows() != known for sentinel in self.sentinels):
+            if time.monotonic() > deadline:
+                raise TimeoutError("the Sentinels do not find each other")
+            time.sleep(0.05)
+
+    def __enter__(self) -> Self:
+        """Start all, and wait until the Sentinels know them and each other."""
+        try:
+            for server in self.servers:
+                server.start()
+            for server in self.servers[1:]:
+                server.follow(self.servers[0])
+            for sentinel in self.sentinels:
+                sentinel.start()
+            self._wait_for_each_other()
+        except BaseException:
+            self.end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Kill all."""
+        for server in (*self.sentinels, *self.servers):
+            server.__exit__(None, None, None)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from app.brokers import WRITTEN, AckLevel
+from app.brokers.address import read_sentinel_url
 from app.core.identity import Identity
 from app.core.messages import ChannelRule, Verb
 from app.settings import Settings, describe_problems, describe_settings
@@ -173,7 +175,15 @@ def test_a_secret_file_that_cannot_be_read_or_competes_is_a_problem(monkeypatch:
 
 
 @pytest.mark.parametrize(
-    "url", ["redis://h", "rediss://u:p@h:6380/3", "unix:///run/redis.sock", "redis://[::1]:6379/0"]
+    "url",
+    [
+        "redis://h",
+        "rediss://u:p@h:6380/3",
+        "unix:///run/redis.sock",
+        "redis://[::1]:6379/0",
+        "redis+sentinel://h/main",
+        "redis+sentinel://u:p@h:26379,[::1]:26380/main?db=3&sentinel_username=s&sentinel_password=t",
+    ],
 )
 def test_redis_addresses_of_these_kinds_are_taken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     settings = read(monkeypatch, REDIS_URL=url)
@@ -191,6 +201,12 @@ def test_redis_addresses_of_these_kinds_are_taken(monkeypatch: pytest.MonkeyPatc
         ("redis:///s3cret", "the host is missing"),
         ("redis://h/s3cret", "the path is the number of the database"),
         ("unix://s3cret", "an absolute path is missing"),
+        ("redis+sentinel://u:s3cret@h:1,h:x/main", "a Sentinel's host is missing or its port is not 1 to 65535"),
+        ("redis+sentinel://u:s3cret@/main", "a Sentinel's host is missing"),
+        ("redis+sentinel://u:s3cret@h:1", "the path is the name that the Sentinels give the primary"),
+        ("redis+sentinel://u:s3cret@h:1/a/b", "the path is the name"),
+        ("redis+sentinel://h/main?pass=s3cret", "the options are db, sentinel_password, sentinel_username"),
+        ("redis+sentinel://h/main?db=s3cret", "`db` is the number of the database"),
     ],
 )
 def test_other_redis_addresses_are_refused_without_repeating_them(
@@ -198,13 +214,34 @@ def test_other_redis_addresses_are_refused_without_repeating_them(
 ) -> None:
     [line] = problems(monkeypatch, REDIS_URL=url)
     assert line.startswith(f"TOCSIN_REDIS_URL: {reason}")
-    assert line.endswith("allowed are redis://host:6379/0, rediss://host:6379/0 (TLS) and unix:///path/to/redis.sock")
+    assert line.endswith(
+        "allowed are redis://host:6379/0, rediss://host:6379/0 (TLS), unix:///path/to/redis.sock and "
+        "redis+sentinel://host:26379,host:26379/name"
+    )
     assert "s3cret" not in line
 
 
 def test_redis_is_shown_to_people_without_user_password_and_options(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read(monkeypatch, REDIS_URL="redis://u:p@h:1/2?x=1").redis_address == "redis://h:1/2"
     assert "u:p" not in repr(Settings())
+
+
+def test_sentinels_and_the_name_of_the_primary_are_shown_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = read(monkeypatch, REDIS_URL="redis+sentinel://u:p@h:1,i/main?sentinel_password=s3cret")
+    assert settings.redis_address == "redis+sentinel://h:1,i/main"
+    assert "s3cret" not in repr(read_sentinel_url("redis+sentinel://u:s3cret@h/main?sentinel_password=s3cret"))
+
+
+def test_acknowledgement_levels_are_read_and_written_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().ack == WRITTEN
+    for text, level in (("written", WRITTEN), ("replicated:2", AckLevel(2)), ("fsynced", AckLevel(fsynced=True))):
+        assert read(monkeypatch, ACK=text).ack == level
+        assert str(level) == text
+    for text in ("replicated", "replicated:0", "replicated:10", "Written", "fsynced:1"):
+        [line] = problems(monkeypatch, ACK=text)
+        assert line == (
+            f"TOCSIN_ACK: `{text}` is no level; allowed are written, replicated:1 to replicated:9, and fsynced"
+        )
 
 
 def test_origins_are_kept_as_browsers_send_them(monkeypatch: pytest.MonkeyPatch) -> None:
