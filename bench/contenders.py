@@ -91,6 +91,10 @@ def _rival(module: str) -> Command:
     return command
 
 
+NATIVE = (
+    "-r", "tocsin.v1", "-w", '"type":"subscribed"', "-a", '{"type":"published","ref":', "-S", ',"since":"',
+    "-f", '{"type":"publish","ref":%R,"channel":"bench","data":"%M"}',
+)  # fmt: skip
 SOCKET_IO = ("-g", "40", "-k", "2=3", "-f", '42["m","%M"]')
 SOCKET_IO_PATH = "/socket.io/?EIO=4&transport=websocket"
 
@@ -99,6 +103,14 @@ CONTENDERS = {
     for contender in (
         Contender("tocsin", "**Tocsin**", _tocsin, environment=_tocsin_environment),
         Contender("tocsin-portable", "Tocsin, portable path", _portable, environment=_tocsin_environment),
+        Contender(
+            "tocsin-native", "Tocsin, `tocsin.v1`", _tocsin, environment=_tocsin_environment,
+            speech=(*NATIVE, "-g", '{"type":"subscribe","ref":1,"channel":"bench"%S}'),
+        ),
+        Contender(
+            "tocsin-native-own", "Tocsin, `tocsin.v1`, a channel each", _tocsin, environment=_tocsin_environment,
+            speech=(*NATIVE, "-g", '{"type":"subscribe","ref":1,"channel":"bench:%N"%S}'),
+        ),
         Contender(
             "floor-send", "C, one `send()` per message and socket", lambda p, _: [str(floor_program()), str(p), "send"],
             redis=False,

@@ -19,7 +19,9 @@ Figures = Mapping[str, float]
 
 
 def of(outcome: Outcome) -> dict[str, float]:
-    """All figures of one outcome. CPU in us, memory in KB, latency in ms, rates in 1/s."""
+    """All figures of one outcome. CPU in us, memory in KB, latency in ms, rates in 1/s. Of a phase that is run several
+    times the last run counts, but everything that is missing.
+    """
     found: dict[str, float] = {}
     if outcome.error is not None:
         return found
@@ -43,17 +45,42 @@ def of(outcome: Outcome) -> dict[str, float]:
             f"{name} message_redis_us": cpu.get("redis", 0) * 1e6 * line["subscribers"] / delivered,
             f"{name} p50": line["latency_ms"]["p50"],
             f"{name} p99": line["latency_ms"]["p99"],
-            f"{name} missing": line["missing"],
-            f"{name} out_of_order": line["out_of_order"],
+            f"{name} missing": line["missing"] + line.get("unanswered", 0) + found.get(f"{name} missing", 0),
+            f"{name} out_of_order": line["out_of_order"] + found.get(f"{name} out_of_order", 0),
+            f"{name} seconds": line["seconds"],
             f"{name} load": line["load_cpu"],
             f"{name} behind": line["behind"],
         }
+        if "answer_ms" in line:
+            found |= {f"{name} answer_{part}": value for part, value in line["answer_ms"].items()}
+    found |= _of_stalls(outcome)
     if outcome.spread:
         found["spread"] = max(outcome.spread) * len(outcome.spread) / sum(outcome.spread)
         found["workers"] = len(outcome.spread)
     if outcome.lag:
         found["lag_ms"] = quantile(outcome.lag, 0.99) * 1000
     return found
+
+
+def _of_stalls(outcome: Outcome) -> dict[str, float]:
+    """What phases with readers that stall cost the others, each beside the calm phase before it."""
+    calm: float | None = None
+    pairs: list[tuple[float, float]] = []
+    growth = [0.0]
+    for line in outcome.lines:
+        if line["phase"].startswith("rate:"):
+            calm = line["latency_ms"]["p99"]
+        elif line["phase"].startswith("stall:") and calm is not None:
+            pairs.append((calm, line["latency_ms"]["p99"]))
+            growth.append(line["memory_kb"]["server"])
+    if not pairs:
+        return {}
+    return {
+        "calm p99": median(before for before, _ in pairs),
+        "stall p99": median(after for _, after in pairs),
+        "stall share": median(after / max(1.5 * before, before + 10) for before, after in pairs),
+        "stall growth_mb": max(growth) / 1024,
+    }
 
 
 def quantile(buckets: Sequence[tuple[float, float]], share: float) -> float:
@@ -142,8 +169,18 @@ GOALS = (
     Goal("CPU a delivery, 8 in flight", "fanout", "window:8 us", "floor-send", True, 0.35),
     Goal("deliveries/s, 8 in flight", "fanout", "window:8 rate", "socketio", False, 8),
     Goal("durable ingest, messages/s", "ingest", "window:500 messages", "fastapi-redis", False, 15),
+    Goal("durable ingest over `tocsin.v1`, each answered", "ingest", "window:500 messages", "fastapi-redis", False, 10,
+         contender="tocsin-native"),
+    Goal("CPU a delivery, `tocsin.v1`, 50 messages/s", "fanout", "rate:50 us", "tocsin", True, 1.2,
+         contender="tocsin-native"),
+    Goal("CPU a delivery, `tocsin.v1`, 8 in flight", "fanout", "window:8 us", "tocsin", True, 1.6,
+         contender="tocsin-native"),
     Goal("memory per idle connection", "idle", "memory_kb", "fastapi-receive", True, 1 / 8),
     Goal("memory per idle connection", "idle", "memory_kb", None, True, 4, "{} KB"),
+    Goal("memory per idle connection, `tocsin.v1`", "idle", "memory_kb", None, True, 6, "{} KB",
+         contender="tocsin-native"),
+    Goal("memory per idle connection, `tocsin.v1`, a channel each", "idle", "memory_kb", None, True, 10, "{} KB",
+         contender="tocsin-native-own"),
     Goal("CPU per new connection", "idle", "connect_us", "fastapi-receive", True, 0.5),
     Goal(
         "CPU a delivery on the portable path, 8 in flight", "fanout", "window:8 us", "fastapi-redis", True, 1,
@@ -153,4 +190,18 @@ GOALS = (
     Goal("four workers: messages missing, 8 in flight", "workers", "window:8 missing", None, True, 0, worst=True),
     Goal("four workers: connections, most by mean", "workers", "spread", None, True, 2, "{}x", worst=True),
     Goal("10,000 subscribers: loop lag p99", "crowd", "lag_ms", None, True, 50, "{} ms", worst=True),
+    Goal("1,000 messages/s: answer p99", "answers", "rate:1000 answer_p99", None, True, 20, "{} ms",
+         contender="tocsin-native"),
+    Goal("10,000 return: all are whole", "return", "return:50 seconds", None, True, 30, "{} s",
+         contender="tocsin-native", worst=True),
+    Goal("10,000 return: messages missing", "return", "return:50 missing", None, True, 0,
+         contender="tocsin-native", worst=True),
+    Goal("10,000 return: loop lag p99", "return", "lag_ms", None, True, 250, "{} ms",
+         contender="tocsin-native", worst=True),
+    Goal("100 stalled: the others' p99, of 1.5x or 10 ms more", "stalled", "stall share", None, True, 1, "{} of it",
+         contender="tocsin-native"),
+    Goal("100 stalled: growth of the worker", "stalled", "stall growth_mb", None, True, 25, "{} MB",
+         contender="tocsin-native", worst=True),
+    Goal("100 stalled: messages missing after they read again", "stalled", "stall:100:20 missing", None, True, 0,
+         contender="tocsin-native", worst=True),
 )  # fmt: skip

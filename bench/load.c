@@ -3,8 +3,9 @@
  *   load -p PORT -n SUBSCRIBERS -P PUBLISHERS [-j PROCESSES] [options] PHASE...
  *
  * A PHASE is `window:W:SECONDS` (closed loop: at most W messages not yet delivered to all), `rate:R:SECONDS` (R messages
- * a second, at most BEHIND waiting) or `idle:SECONDS`. Prints one JSON line when all are connected and one per phase.
- * Every message carries its publisher and a consecutive number, so a subscriber knows what is missing, repeated or out
+ * a second, at most BEHIND waiting), `stall:N:R:SECONDS` (the same, while N subscribers do not read; they read again when
+ * it is over), `return:N:SECONDS` (all subscribers leave, N messages are published, and they return at once, within
+ * SECONDS at most) or `idle:SECONDS`. Prints one JSON line when all are connected and one per phase. Every message carries its publisher and a consecutive number, so a subscriber knows what is missing, repeated or out
  * of order. CPU and memory of the processes named by -i are read here, at the edges of the same interval.
  *
  * Loopback only; ends by itself: each phase, each drain and the whole run have a limit.
@@ -43,7 +44,7 @@
 #define MARK 36         /* bytes of "T=<16 hex> P=<4 hex> N=<8 hex> " */
 #define KEY "dGhlIHNhbXBsZSBub25jZQ=="
 
-enum { CONNECTING, UPGRADING, OPEN, DEAD };
+enum { CONNECTING, UPGRADING, GREETING, OPEN, DEAD };
 
 typedef struct {
   int fd, state, publisher; /* publisher: its number, or -1 */
@@ -58,6 +59,7 @@ typedef struct { /* one process writes, the first one reads */
   _Alignas(64) _Atomic uint64_t delivered;
   _Atomic uint64_t disordered, open, failed, closed;
   _Atomic uint64_t latency[BUCKETS];
+  uint64_t answers[BUCKETS]; /* to publishes; only in the first process */
 } tally;
 
 typedef struct {
@@ -71,7 +73,9 @@ typedef struct {
 } group;
 
 static const char *path = "/ws", *publisher_path, *format = "%M", *pong_from, *pong_to, *greetings[8];
-static int port, subscribers = 100, base, publishers = 1, processes = 1, size = 128, at_once = 200, greeting_count;
+static const char *subprotocol, *welcome, *answer, *since;
+static char place[128]; /* the position of the newest message, as `since` is followed by it */
+static int receive_buffer, port, subscribers = 100, base, publishers = 1, processes = 1, size = 128, at_once = 200, greeting_count;
 static double settle = 1;
 static group groups[GROUPS];
 static int group_count;
@@ -82,7 +86,8 @@ static int self_index, poller, wake;
 static pid_t load_pids[PROCESSES];
 static connection *all;
 static int total, upgrading;
-static uint64_t published;
+static uint64_t published, answered;
+static int noting;
 static uint32_t *numbers; /* the next number of each publisher */
 
 /* -- clocks, CPU, memory ------------------------------------------------------------------------------------------ */
@@ -231,9 +236,26 @@ static uint64_t hex(const uint8_t *digits, int count) {
   return value;
 }
 
+/* The `"id":"..."` of a message, which stands before what was published. */
+static void note_place(const uint8_t *payload, const uint8_t *mark) {
+  const uint8_t *id = memmem(payload, (size_t)(mark - payload), "\"id\":\"", 6);
+  if (id) snprintf(place, sizeof place, "%.*s", (int)strcspn((const char *)id + 6, "\""), (const char *)id + 6);
+}
+
+/* An answer to a publish carries the microsecond in which it was sent, as its %R. */
+static void count_answer(const uint8_t *payload, size_t n, uint64_t read_at) {
+  size_t prefix = strlen(answer);
+  if (n <= prefix || memcmp(payload, answer, prefix)) return;
+  answered++;
+  if (!shared->measuring) return;
+  uint64_t sent_at = strtoull((const char *)payload + prefix, NULL, 10), at = read_at / 1000;
+  mine->answers[bucket_of(at > sent_at ? at - sent_at : 0)]++;
+}
+
 static void count_message(connection *c, const uint8_t *payload, size_t n, uint64_t read_at) {
   const uint8_t *mark = n >= MARK && payload[0] == 'T' && payload[1] == '=' ? payload : memmem(payload, n, "T=", 2);
   if (!mark || (size_t)(payload + n - mark) < MARK || mark[18] != ' ' || c->publisher >= 0) return;
+  if (noting) note_place(payload, mark);
   uint32_t publisher = (uint32_t)hex(mark + 21, 4), number = (uint32_t)hex(mark + 28, 8);
   if (publisher >= (uint32_t)publishers) return;
   if (number != c->next[publisher]) mine->disordered++;
@@ -245,12 +267,38 @@ static void count_message(connection *c, const uint8_t *payload, size_t n, uint6
   atomic_store_explicit(&mine->latency[bucket], mine->latency[bucket] + 1, memory_order_relaxed);
 }
 
+static void open_up(connection *c) {
+  c->state = OPEN;
+  upgrading--;
+  mine->open++;
+}
+
 static void take_frame(connection *c, int opcode, const uint8_t *payload, size_t n, uint64_t read_at) {
   if (opcode == 9) send_frame(c, 10, payload, n);
   else if (opcode == 8) drop(c);
   else if (pong_from && n == strlen(pong_from) && !memcmp(payload, pong_from, n))
     send_frame(c, 1, pong_to, strlen(pong_to));
-  else count_message(c, payload, n, read_at);
+  else if (c->state == GREETING) {
+    if (memmem(payload, n, welcome, strlen(welcome))) open_up(c);
+  } else {
+    if (answer && c->publisher >= 0) count_answer(payload, n, read_at);
+    count_message(c, payload, n, read_at);
+  }
+}
+
+/* What a client says first. %N is its number; %S is `since` with the position where all stood when they left, or nothing. */
+static void greet(connection *c) {
+  int resumes = since && place[0];
+  for (int i = 0; i < greeting_count; i++) {
+    char text[512];
+    int n = 0;
+    for (const char *at = greetings[i]; *at && n < (int)sizeof text - 160; at++) {
+      if (at[0] == '%' && at[1] == 'N') n += sprintf(text + n, "%d", (int)(c - all)), at++;
+      else if (at[0] == '%' && at[1] == 'S') n += resumes ? sprintf(text + n, "%s%s\"", since, place) : 0, at++;
+      else text[n++] = *at;
+    }
+    send_frame(c, 1, text, (size_t)n);
+  }
 }
 
 /* The length of the answer to the upgrade, 0 while it is incomplete. */
@@ -263,10 +311,9 @@ static size_t take_upgrade(connection *c, const uint8_t *bytes, size_t n) {
     drop(c);
     return n;
   }
-  c->state = OPEN;
-  upgrading--;
-  mine->open++;
-  for (int i = 0; i < greeting_count; i++) send_frame(c, 1, greetings[i], strlen(greetings[i]));
+  c->state = GREETING;
+  greet(c);
+  if (!welcome) open_up(c);
   return (size_t)(end - bytes) + 4;
 }
 
@@ -281,7 +328,7 @@ static void readable(connection *c) {
   size_t n = c->rest_bytes + (size_t)got, at = 0;
   uint64_t read_at = nanoseconds();
   if (c->state == UPGRADING) at = take_upgrade(c, buffer, n);
-  while (c->state == OPEN && n - at >= 2) {
+  while ((c->state == GREETING || c->state == OPEN) && n - at >= 2) {
     const uint8_t *frame = buffer + at;
     uint64_t length = frame[1] & 127;
     size_t head = 2;
@@ -317,6 +364,7 @@ static void begin(connection *c) {
   int one = 1;
   c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
   setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  if (receive_buffer) setsockopt(c->fd, SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof receive_buffer);
   c->state = CONNECTING;
   upgrading++;
   int result = connect(c->fd, (struct sockaddr *)&address, sizeof address);
@@ -335,8 +383,10 @@ static void upgrade(connection *c) {
   char request[1024];
   int n = snprintf(request, sizeof request,
                    "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                   "Sec-WebSocket-Key: " KEY "\r\nSec-WebSocket-Version: 13\r\n\r\n",
-                   c->publisher >= 0 && publisher_path ? publisher_path : path, port);
+                   "Sec-WebSocket-Key: " KEY "\r\nSec-WebSocket-Version: 13\r\n%s%s%s\r\n",
+                   c->publisher >= 0 && publisher_path ? publisher_path : path, port,
+                   subprotocol ? "Sec-WebSocket-Protocol: " : "", subprotocol ? subprotocol : "",
+                   subprotocol ? "\r\n" : "");
   c->state = UPGRADING;
   watch(c, EPOLLIN);
   send_bytes(c, request, (size_t)n);
@@ -413,8 +463,12 @@ static void publish(void) {
   int n = snprintf(message, sizeof message, "T=%016llx P=%04x N=%08x ", (unsigned long long)nanoseconds(),
                    (unsigned)c->publisher, numbers[c->publisher]++);
   memset(message + n, 'x', (size_t)(size - n));
-  const char *at = strstr(format, "%M");
-  int length = snprintf(framed, sizeof framed, "%.*s%.*s%s", (int)(at - format), format, size, message, at + 2);
+  const char *ref = strstr(format, "%R"), *from = ref ? ref + 2 : format, *at = strstr(from, "%M");
+  int length = 0;
+  if (ref) length = snprintf(framed, sizeof framed, "%.*s%llu", (int)(ref - format), format,
+                             (unsigned long long)(nanoseconds() / 1000));
+  length += snprintf(framed + length, sizeof framed - (size_t)length, "%.*s%.*s%s", (int)(at - from), from, size, message,
+                     at + 2);
   send_frame(c, 1, framed, (size_t)length);
   published++;
 }
@@ -441,11 +495,77 @@ static void read_load(double *out) {
   for (int i = 0; i < processes; i++) out[i] = cpu_of(load_pids[i]);
 }
 
+static void wait_for(int count, double seconds) {
+  double limit = now() + CONNECT;
+  while (SUM(open) + SUM(failed) + SUM(closed) < (uint64_t)count && now() < limit) turn(10);
+  limit = now() + seconds;
+  while (now() < limit) turn(10);
+}
+
+/* The first subscribers stop to read, or go on. */
+static void let_read(int count, int reads) {
+  for (int i = 0; i < count; i++)
+    if (all[i].state == OPEN) watch(&all[i], reads ? EPOLLIN : 0);
+}
+
+static void print_latencies(const char *name, const uint64_t *counts) {
+  printf(",\"%s\":{\"p50\":%.3f,\"p99\":%.3f,\"max\":%.3f}", name, percentile(counts, .5), percentile(counts, .99),
+         percentile(counts, 1));
+}
+
+/* Everybody leaves, misses messages, and returns. */
+static void run_return(const char *text, int count, double seconds) {
+  uint64_t live = (uint64_t)subscribers, got = SUM(delivered), wrong = SUM(disordered), from_answers = answered;
+  double cpu0[GROUPS] = {0}, cpu1[GROUPS] = {0}, used[GROUPS] = {0}, load0[PROCESSES] = {0}, load1[PROCESSES] = {0};
+  noting = 1;
+  publish();
+  double limit = now() + DRAIN;
+  while (SUM(delivered) - got < live && now() < limit) turn(10);
+  noting = 0;
+  got += live;
+  for (int i = 0; i < subscribers; i++) {
+    close(all[i].fd);
+    all[i].state = DEAD;
+    mine->open--;
+  }
+  for (int i = 0; i < count; i++) publish();
+  limit = now() + DRAIN;
+  while (answered - from_answers < (uint64_t)count + 1 && now() < limit) turn(10);
+  wait_for(0, settle);
+  uint64_t wanted = (uint64_t)count * live;
+  double start = now(), opened = 0;
+  read_cpu(cpu0);
+  read_load(load0);
+  for (int next = 0; now() - start < seconds && SUM(delivered) - got < wanted;) {
+    while (next < subscribers && upgrading < at_once) begin(&all[next++]);
+    turn(10);
+    if (!opened && next == subscribers && !upgrading) opened = now() - start;
+  }
+  double wall = now() - start;
+  read_cpu(cpu1);
+  read_load(load1);
+  differences(cpu0, cpu1, used);
+  printf("{\"phase\":\"%s\",\"seconds\":%.4f,\"opened\":%.4f,\"subscribers\":%llu,\"published\":%d,\"delivered\":%llu,"
+         "\"missing\":%lld,\"out_of_order\":%llu,\"failed\":%llu,\"behind\":0,\"load_cpu\":%.3f", text, wall, opened,
+         (unsigned long long)live, count, (unsigned long long)(SUM(delivered) - got),
+         (long long)(wanted - (SUM(delivered) - got)), (unsigned long long)(SUM(disordered) - wrong),
+         (unsigned long long)(SUM(closed) + SUM(failed)), busiest(load0, load1, wall));
+  uint64_t none[BUCKETS] = {0};
+  print_latencies("latency_ms", none);
+  print_groups("cpu_seconds", used);
+  printf("}\n");
+  fflush(stdout);
+}
+
 static void run_phase(const char *text) {
-  int window = 0;
+  int window = 0, stalled = 0, missed = 0;
   double rate = 0, seconds = 0;
+  if (sscanf(text, "return:%d:%lf", &missed, &seconds) == 2) {
+    run_return(text, missed, seconds);
+    return;
+  }
   if (sscanf(text, "window:%d:%lf", &window, &seconds) != 2 && sscanf(text, "rate:%lf:%lf", &rate, &seconds) != 2 &&
-      sscanf(text, "idle:%lf", &seconds) != 1) {
+      sscanf(text, "stall:%d:%lf:%lf", &stalled, &rate, &seconds) != 3 && sscanf(text, "idle:%lf", &seconds) != 1) {
     fprintf(stderr, "bad phase %s\n", text);
     exit(2);
   }
@@ -453,7 +573,12 @@ static void run_phase(const char *text) {
   uint64_t wrong = SUM(disordered), behind = 0, from_published = 0, from_delivered = 0;
   double start = now(), measure = start + WARM, end = measure + seconds, wall = 0;
   double cpu0[GROUPS] = {0}, cpu1[GROUPS] = {0}, used[GROUPS] = {0}, load0[PROCESSES] = {0}, load1[PROCESSES] = {0};
+  long memory0[GROUPS] = {0}, memory1[GROUPS] = {0};
   for (int p = 0; p < processes; p++) memset((void *)shared->tallies[p].latency, 0, sizeof mine->latency);
+  memset(mine->answers, 0, sizeof mine->answers);
+  uint64_t had_answers = answered;
+  if (stalled) read_memory(memory0);
+  let_read(stalled, 0);
   for (;;) {
     double t = now();
     if (!shared->measuring && t >= measure) {
@@ -480,6 +605,8 @@ static void run_phase(const char *text) {
     turn(1);
   }
   shared->measuring = 0;
+  if (stalled) read_memory(memory1);
+  let_read(stalled, 1);
   read_cpu(cpu1);
   read_load(load1);
   wall = now() - wall;
@@ -489,25 +616,25 @@ static void run_phase(const char *text) {
     for (int i = 0; i < BUCKETS; i++) latency[i] += shared->tallies[p].latency[i];
   uint64_t wanted = (published - first) * live;
   double limit = now() + DRAIN;
-  while (SUM(delivered) - got < wanted && now() < limit) turn(10);
+  while ((SUM(delivered) - got < wanted || (answer && answered - had_answers < published - first)) && now() < limit) turn(10);
   differences(cpu0, cpu1, used);
   printf("{\"phase\":\"%s\",\"seconds\":%.4f,\"subscribers\":%llu,\"published\":%llu,\"delivered\":%llu,"
          "\"missing\":%lld,\"out_of_order\":%llu,\"failed\":%llu,\"behind\":%llu,\"load_cpu\":%.3f",
          text, wall, (unsigned long long)live, (unsigned long long)messages, (unsigned long long)delivered,
          (long long)(wanted - (SUM(delivered) - got)), (unsigned long long)(SUM(disordered) - wrong),
          (unsigned long long)SUM(closed), (unsigned long long)behind, busiest(load0, load1, wall));
-  printf(",\"latency_ms\":{\"p50\":%.3f,\"p99\":%.3f,\"max\":%.3f}", percentile(latency, .5), percentile(latency, .99),
-         percentile(latency, 1));
+  print_latencies("latency_ms", latency);
+  if (answer) {
+    print_latencies("answer_ms", mine->answers);
+    printf(",\"unanswered\":%lld", (long long)(published - first - (answered - had_answers)));
+  }
   print_groups("cpu_seconds", used);
+  if (stalled) {
+    for (int g = 0; g < group_count; g++) used[g] = (double)(memory1[g] - memory0[g]);
+    print_groups("memory_kb", used);
+  }
   printf("}\n");
   fflush(stdout);
-}
-
-static void wait_for(int count, double seconds) {
-  double limit = now() + CONNECT;
-  while (SUM(open) + SUM(failed) + SUM(closed) < (uint64_t)count && now() < limit) turn(10);
-  limit = now() + seconds;
-  while (now() < limit) turn(10);
 }
 
 /* Connects everybody and says what those after the first `base` cost, less what servers use when nothing happens. */
@@ -569,7 +696,7 @@ static void add_group(char *text) {
 
 int main(int count, char **arguments) {
   int option;
-  while ((option = getopt(count, arguments, "p:u:U:n:b:P:j:s:f:g:k:c:i:t:")) != -1) switch (option) {
+  while ((option = getopt(count, arguments, "p:u:U:n:b:P:j:s:f:g:k:c:i:t:r:w:a:S:B:")) != -1) switch (option) {
       case 'p': port = atoi(optarg); break;
       case 'u': path = optarg; break;
       case 'U': publisher_path = optarg; break;             /* where publishers have a path of their own */
@@ -578,9 +705,14 @@ int main(int count, char **arguments) {
       case 'P': publishers = atoi(optarg); break;
       case 'j': processes = atoi(optarg); break;
       case 's': size = atoi(optarg); break;                 /* bytes of a message */
-      case 'f': format = optarg; break;                     /* a publish on the wire; %M is the marked message */
+      case 'f': format = optarg; break;                     /* a publish: %R the microsecond, then %M the message */
       case 'g': if (greeting_count < 8) greetings[greeting_count++] = optarg; break;
       case 'k': pong_from = strtok(optarg, "="); pong_to = strtok(NULL, "="); break; /* keep-alive by text: -k 2=3 */
+      case 'r': subprotocol = optarg; break;
+      case 'w': welcome = optarg; break;                    /* a client is open when it has heard this */
+      case 'a': answer = optarg; break;                     /* what stands before %R in the answer to a publish */
+      case 'S': since = optarg; break;                      /* what stands before a position in a greeting, as %S */
+      case 'B': receive_buffer = atoi(optarg); break;       /* bytes, of each socket's SO_RCVBUF */
       case 'c': at_once = atoi(optarg); break;              /* handshakes under way */
       case 'i': add_group(optarg); break;                   /* processes to watch: -i server=12,13 */
       case 't': settle = atof(optarg); break;               /* seconds between the last handshake and the reading */
@@ -593,6 +725,7 @@ int main(int count, char **arguments) {
   }
   double seconds = 2 * CONNECT + settle + 1;
   for (int i = optind; i < count; i++) {
+    if (processes > 1 && (!strncmp(arguments[i], "stall", 5) || !strncmp(arguments[i], "return", 6))) return 2;
     char *last = strrchr(arguments[i], ':');
     seconds += WARM + DRAIN + 1 + (last ? atof(last + 1) : 0);
   }

@@ -121,6 +121,7 @@ def tables(table: Table, about: dict[str, Any]) -> str:
     """All tables of a run, in Markdown."""
     makers = {
         "fanout": _fanout, "idle": _idle, "ingest": _ingest, "workers": _workers, "crowd": _crowd,
+        "answers": _answers, "return": _return, "stalled": _stalled,
     }  # fmt: skip
     parts = [_about(about), "### Goals", goals(table)]
     for name, make in makers.items():
@@ -296,6 +297,66 @@ def _crowd(table: Table) -> str:
                 f"≤ {number(get('lag_ms'))}" if get("lag_ms") is not None else "not exposed",
                 f"{number(get('rate:20 p50'))} / {number(get('rate:20 p99'))}",
                 _lost(table, "crowd", "tocsin", ("rate:20",)),
+            ]
+        ],
+    )
+
+
+def _answers(table: Table) -> str:
+    def get(figure: str) -> str:
+        return number(table.median("answers", "tocsin-native", f"rate:1000 {figure}"))
+
+    return _rows(
+        ["Tocsin, `tocsin.v1`", "messages/s", "answer, ms p50 / p99", "delivery, ms p50 / p99", "missing"],
+        [
+            [
+                "1 worker",
+                get("messages"),
+                f"{get('answer_p50')} / {get('answer_p99')}",
+                f"{get('p50')} / {get('p99')}",
+                _lost(table, "answers", "tocsin-native", ("rate:1000",)),
+            ]
+        ],
+    )
+
+
+def _return(table: Table) -> str:
+    def get(figure: str) -> str:
+        return number(table.median("return", "tocsin-native", figure))
+
+    return _rows(
+        [
+            "Tocsin, `tocsin.v1`",
+            "all whole after, s",
+            "server CPU, us a delivery, the handshake in it",
+            "loop lag p99, ms",
+            "missing",
+        ],
+        [
+            [
+                "4 workers",
+                get("return:50 seconds"),
+                get("return:50 us"),
+                f"≤ {get('lag_ms')}",
+                _lost(table, "return", "tocsin-native", ("return:50",)),
+            ]
+        ],
+    )
+
+
+def _stalled(table: Table) -> str:
+    def get(figure: str) -> str:
+        return number(table.median("stalled", "tocsin-native", figure))
+
+    return _rows(
+        ["Tocsin, `tocsin.v1`", "p99 of the others, ms", "p99 before, ms", "growth of the worker, MB", "missing"],
+        [
+            [
+                "1 worker",
+                get("stall p99"),
+                get("calm p99"),
+                get("stall growth_mb"),
+                _lost(table, "stalled", "tocsin-native", ("stall:100:20", "rate:20")),
             ]
         ],
     )

@@ -28,6 +28,9 @@ HEADLINES = {
     "ingest": ("window:500 messages", "messages/s"),
     "workers": ("spread", "connections of the fullest worker by mean"),
     "crowd": ("lag_ms", "ms loop lag p99"),
+    "answers": ("rate:1000 answer_p99", "ms answer p99"),
+    "return": ("return:50 seconds", "s until all are whole"),
+    "stalled": ("stall share", "of the p99 that the others are allowed"),
 }
 
 

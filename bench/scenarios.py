@@ -19,9 +19,6 @@ from bench.contenders import Contender, load_processes
 from bench.install import Missing, load_program
 from bench.stage import START_SECONDS, NotStarted, connections, family, free_port, redis_server, server
 
-SIZE = 128
-"""Bytes of a message."""
-
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
@@ -31,6 +28,9 @@ class Scenario:
         phases: what the load program does, in its words (`window:8:4`), after all are connected.
         base: subscribers that are already there when memory and CPU of the others are read: imports, caches and free
             memory that the first ones use up are nobody's cost per connection.
+        size: bytes of a message.
+        settings: of Tocsin, without the prefix.
+        options: more options of the load program.
     """
 
     name: str
@@ -41,6 +41,14 @@ class Scenario:
     contenders: tuple[str, ...]
     workers: int = 1
     base: int = 0
+    size: int = 128
+    settings: tuple[tuple[str, str], ...] = ()
+    options: tuple[str, ...] = ()
+
+    @property
+    def alone(self) -> bool:
+        """Whether one load process must have all connections."""
+        return any(phase.startswith(("stall", "return")) for phase in self.phases)
 
     @property
     def seconds(self) -> float:
@@ -64,6 +72,7 @@ SCENARIOS = {
             phases=("window:8:3", "window:64:3", "rate:50:3"),
             contenders=(
                 "tocsin",
+                "tocsin-native",
                 "tocsin-portable",
                 "floor-send",
                 "floor-join",
@@ -82,6 +91,8 @@ SCENARIOS = {
             phases=(),
             contenders=(
                 "tocsin",
+                "tocsin-native",
+                "tocsin-native-own",
                 "tocsin-portable",
                 "socketio",
                 "websockets",
@@ -97,7 +108,15 @@ SCENARIOS = {
             subscribers=2,
             publishers=50,
             phases=("window:500:4",),
-            contenders=("tocsin", "tocsin-portable", "socketio", "fastapi-redis", "fastapi-publish"),
+            contenders=("tocsin", "tocsin-native", "tocsin-portable", "socketio", "fastapi-redis", "fastapi-publish"),
+        ),
+        Scenario(
+            "answers",
+            "10 publishers and 10 subscribers, 1,000 messages a second, each answered",
+            subscribers=10,
+            publishers=10,
+            phases=("rate:1000:5",),
+            contenders=("tocsin-native",),
         ),
         Scenario(
             "workers",
@@ -115,6 +134,27 @@ SCENARIOS = {
             publishers=1,
             phases=("rate:20:5", "idle:1"),
             contenders=("tocsin",),
+        ),
+        Scenario(
+            "return",
+            "10,000 subscribers return at once, each 50 messages behind, four workers",
+            subscribers=10_000,
+            publishers=1,
+            phases=("return:50:30",),
+            contenders=("tocsin-native",),
+            workers=4,
+            options=("-c", "4000"),
+        ),
+        Scenario(
+            "stalled",
+            "100 of 5,000 subscribers stop to read, again and again",
+            subscribers=5000,
+            publishers=1,
+            phases=("rate:20:3", "stall:100:20:8") * 5,
+            contenders=("tocsin-native",),
+            size=4000,
+            settings=(("HIGH_MARK", "131072"), ("MAX_MESSAGE", "65536")),
+            options=("-B", "4096"),
         ),
     )
 }
@@ -165,7 +205,10 @@ def _measure(scenario: Scenario, contender: Contender, outcome: Outcome, tick: C
             server(
                 contender.name,
                 contender.command(port, scenario.workers),
-                contender.environment(port, scenario.workers, url),
+                {
+                    **contender.environment(port, scenario.workers, url),
+                    **{f"TOCSIN_{name}": value for name, value in scenario.settings},
+                },
                 port,
                 contender.path,
             )
@@ -200,8 +243,8 @@ def load(
     """
     command = [
         str(load_program()), "-p", str(port), "-u", contender.path, "-n", str(scenario.subscribers),
-        "-b", str(scenario.base), "-P", str(scenario.publishers), "-s", str(SIZE),
-        "-j", str(load_processes()), *contender.speech,
+        "-b", str(scenario.base), "-P", str(scenario.publishers), "-s", str(scenario.size),
+        "-j", str(1 if scenario.alone else load_processes()), *scenario.options, *contender.speech,
     ]  # fmt: skip
     for name, pids in watched.items():
         command += ["-i", f"{name}={','.join(map(str, pids))}"]

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from tests.stage.redis import RedisServer, free_port, redis_binary
-from tests.stage.service import children, command_line, until
+from tests.stage.service import NO_TLS, children, command_line, until
 
 pytestmark = pytest.mark.timeout(120)  # several starts of several processes
 
@@ -106,7 +106,7 @@ class Tocsin:
     def all_ready(self) -> bool:
         """Whether every worker says that it is ready."""
         ready = [
-            line for line in httpx.get(f"{self.url}/metrics").text.splitlines() if line.startswith("tocsin_ready{")
+            line for line in httpx.get(f"{self.url}/metrics", verify=NO_TLS).text.splitlines() if line.startswith("tocsin_ready{")
         ]
         return len(ready) >= self.workers and all(line.endswith(" 1.0") for line in ready)
 

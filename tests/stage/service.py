@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,8 @@ from websockets.asyncio.client import ClientConnection
 
 from tests.stage.redis import free_port
 
+NO_TLS = ssl.create_default_context()
+"""Given to httpx, which would read all certificates of the machine for each request to a plain address."""
 FAST = ("--ws", "app.sockets.uvicorn:WebSocketProtocol")
 
 
@@ -116,11 +119,12 @@ class Service:
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         """One request on a connection of its own (any worker may answer)."""
-        return httpx.get(self.url + path, timeout=10, **options)
+        return httpx.get(self.url + path, timeout=10, verify=NO_TLS, **options)
 
     def post(self, channel: str, body: Any, **options: Any) -> httpx.Response:
         """Publish by REST."""
-        return httpx.post(f"{self.url}/api/v1/channels/{channel}/messages", json=body, timeout=10, **options)
+        path = f"{self.url}/api/v1/channels/{channel}/messages"
+        return httpx.post(path, json=body, timeout=10, verify=NO_TLS, **options)
 
     def metric(self, name: str) -> dict[str, float]:
         """One metric by worker label."""
@@ -150,8 +154,9 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def connect(self, channel: str = "lobby", query: str = "", **options: Any) -> AsyncIterator[ClientConnection]:
-        """A plain client."""
-        async with websockets.connect(self.ws(channel, query), compression=None, **options) as client:
+        """A plain client. What it has not read does not keep it from closing."""
+        address = self.ws(channel, query)
+        async with websockets.connect(address, compression=None, max_queue=None, **options) as client:
             yield client
 
     def stop(self, seconds: float = 25) -> int:
