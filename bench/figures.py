@@ -53,6 +53,7 @@ def of(outcome: Outcome) -> dict[str, float]:
         }
         if "answer_ms" in line:
             found |= {f"{name} answer_{part}": value for part, value in line["answer_ms"].items()}
+    found["stolen"] = outcome.stolen
     found |= _of_stalls(outcome)
     if outcome.spread:
         found["spread"] = max(outcome.spread) * len(outcome.spread) / sum(outcome.spread)
@@ -109,6 +110,11 @@ class Table:
         """Round -> value; empty where there is none."""
         rounds = self._figures.get((scenario, contender), {})
         return {number: figures[figure] for number, figures in rounds.items() if figure in figures}
+
+    def stolen(self) -> tuple[float, float]:
+        """Share of the machine's time that its host gave to others: the median of all runs, and the most."""
+        shares = [figures.get("stolen", 0.0) for rounds in self._figures.values() for figures in rounds.values()]
+        return (median(shares), max(shares)) if shares else (0.0, 0.0)
 
     def median(self, scenario: str, contender: str, figure: str) -> float | None:
         """The median over the rounds."""

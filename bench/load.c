@@ -75,7 +75,7 @@ typedef struct {
 static const char *path = "/ws", *publisher_path, *format = "%M", *pong_from, *pong_to, *greetings[8];
 static const char *subprotocol, *welcome, *answer, *since;
 static char place[128]; /* the position of the newest message, as `since` is followed by it */
-static int receive_buffer, port, subscribers = 100, base, publishers = 1, processes = 1, size = 128, at_once = 200, greeting_count;
+static int receive_buffer, slow, port, subscribers = 100, base, publishers = 1, processes = 1, size = 128, at_once = 200, greeting_count;
 static double settle = 1;
 static group groups[GROUPS];
 static int group_count;
@@ -113,6 +113,22 @@ static void read_cpu(double *out) {
     out[g] = 0;
     for (int i = 0; i < groups[g].count; i++) out[g] += cpu_of(groups[g].pids[i]);
   }
+}
+
+/* Ticks of all cores, and those of them that the host gave to other machines (/proc/stat). */
+static void read_ticks(double ticks[2]) {
+  unsigned long long t[8] = {0};
+  FILE *f = fopen("/proc/stat", "r");
+  ticks[0] = ticks[1] = 0;
+  if (!f) return;
+  if (fscanf(f, "cpu %llu %llu %llu %llu %llu %llu %llu %llu", t, t + 1, t + 2, t + 3, t + 4, t + 5, t + 6, t + 7) == 8)
+    for (int i = 0; i < 8; i++) ticks[0] += (double)t[i];
+  ticks[1] = (double)t[7];
+  fclose(f);
+}
+
+static double stolen(const double *before, const double *after) {
+  return after[0] > before[0] ? (after[1] - before[1]) / (after[0] - before[0]) : 0;
 }
 
 /* Proportional set size in KB: pages shared by several processes count once. */
@@ -364,7 +380,7 @@ static void begin(connection *c) {
   int one = 1;
   c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
   setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-  if (receive_buffer) setsockopt(c->fd, SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof receive_buffer);
+  if (c - all < slow) setsockopt(c->fd, SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof receive_buffer);
   c->state = CONNECTING;
   upgrading++;
   int result = connect(c->fd, (struct sockaddr *)&address, sizeof address);
@@ -533,7 +549,8 @@ static void run_return(const char *text, int count, double seconds) {
   while (answered - from_answers < (uint64_t)count + 1 && now() < limit) turn(10);
   wait_for(0, settle);
   uint64_t wanted = (uint64_t)count * live;
-  double start = now(), opened = 0;
+  double start = now(), opened = 0, ticks0[2], ticks1[2];
+  read_ticks(ticks0);
   read_cpu(cpu0);
   read_load(load0);
   for (int next = 0; now() - start < seconds && SUM(delivered) - got < wanted;) {
@@ -542,14 +559,16 @@ static void run_return(const char *text, int count, double seconds) {
     if (!opened && next == subscribers && !upgrading) opened = now() - start;
   }
   double wall = now() - start;
+  read_ticks(ticks1);
   read_cpu(cpu1);
   read_load(load1);
   differences(cpu0, cpu1, used);
   printf("{\"phase\":\"%s\",\"seconds\":%.4f,\"opened\":%.4f,\"subscribers\":%llu,\"published\":%d,\"delivered\":%llu,"
-         "\"missing\":%lld,\"out_of_order\":%llu,\"failed\":%llu,\"behind\":0,\"load_cpu\":%.3f", text, wall, opened,
+         "\"missing\":%lld,\"out_of_order\":%llu,\"failed\":%llu,\"behind\":0,\"load_cpu\":%.3f,\"stolen\":%.3f",
+         text, wall, opened,
          (unsigned long long)live, count, (unsigned long long)(SUM(delivered) - got),
          (long long)(wanted - (SUM(delivered) - got)), (unsigned long long)(SUM(disordered) - wrong),
-         (unsigned long long)(SUM(closed) + SUM(failed)), busiest(load0, load1, wall));
+         (unsigned long long)(SUM(closed) + SUM(failed)), busiest(load0, load1, wall), stolen(ticks0, ticks1));
   uint64_t none[BUCKETS] = {0};
   print_latencies("latency_ms", none);
   print_groups("cpu_seconds", used);
@@ -573,6 +592,7 @@ static void run_phase(const char *text) {
   uint64_t wrong = SUM(disordered), behind = 0, from_published = 0, from_delivered = 0;
   double start = now(), measure = start + WARM, end = measure + seconds, wall = 0;
   double cpu0[GROUPS] = {0}, cpu1[GROUPS] = {0}, used[GROUPS] = {0}, load0[PROCESSES] = {0}, load1[PROCESSES] = {0};
+  double ticks0[2] = {0}, ticks1[2];
   long memory0[GROUPS] = {0}, memory1[GROUPS] = {0};
   for (int p = 0; p < processes; p++) memset((void *)shared->tallies[p].latency, 0, sizeof mine->latency);
   memset(mine->answers, 0, sizeof mine->answers);
@@ -587,6 +607,7 @@ static void run_phase(const char *text) {
       from_delivered = SUM(delivered);
       read_cpu(cpu0);
       read_load(load0);
+      read_ticks(ticks0);
       wall = t;
     }
     if (t >= end) break;
@@ -605,6 +626,7 @@ static void run_phase(const char *text) {
     turn(1);
   }
   shared->measuring = 0;
+  read_ticks(ticks1);
   if (stalled) read_memory(memory1);
   let_read(stalled, 1);
   read_cpu(cpu1);
@@ -619,10 +641,10 @@ static void run_phase(const char *text) {
   while ((SUM(delivered) - got < wanted || (answer && answered - had_answers < published - first)) && now() < limit) turn(10);
   differences(cpu0, cpu1, used);
   printf("{\"phase\":\"%s\",\"seconds\":%.4f,\"subscribers\":%llu,\"published\":%llu,\"delivered\":%llu,"
-         "\"missing\":%lld,\"out_of_order\":%llu,\"failed\":%llu,\"behind\":%llu,\"load_cpu\":%.3f",
+         "\"missing\":%lld,\"out_of_order\":%llu,\"failed\":%llu,\"behind\":%llu,\"load_cpu\":%.3f,\"stolen\":%.3f",
          text, wall, (unsigned long long)live, (unsigned long long)messages, (unsigned long long)delivered,
          (long long)(wanted - (SUM(delivered) - got)), (unsigned long long)(SUM(disordered) - wrong),
-         (unsigned long long)SUM(closed), (unsigned long long)behind, busiest(load0, load1, wall));
+         (unsigned long long)SUM(closed), (unsigned long long)behind, busiest(load0, load1, wall), stolen(ticks0, ticks1));
   print_latencies("latency_ms", latency);
   if (answer) {
     print_latencies("answer_ms", mine->answers);
@@ -712,7 +734,7 @@ int main(int count, char **arguments) {
       case 'w': welcome = optarg; break;                    /* a client is open when it has heard this */
       case 'a': answer = optarg; break;                     /* what stands before %R in the answer to a publish */
       case 'S': since = optarg; break;                      /* what stands before a position in a greeting, as %S */
-      case 'B': receive_buffer = atoi(optarg); break;       /* bytes, of each socket's SO_RCVBUF */
+      case 'B': if (sscanf(optarg, "%d:%d", &slow, &receive_buffer) != 2) return 2; break; /* SO_RCVBUF of the first */
       case 'c': at_once = atoi(optarg); break;              /* handshakes under way */
       case 'i': add_group(optarg); break;                   /* processes to watch: -i server=12,13 */
       case 't': settle = atof(optarg); break;               /* seconds between the last handshake and the reading */

@@ -123,7 +123,7 @@ def tables(table: Table, about: dict[str, Any]) -> str:
         "fanout": _fanout, "idle": _idle, "ingest": _ingest, "workers": _workers, "crowd": _crowd,
         "answers": _answers, "return": _return, "stalled": _stalled,
     }  # fmt: skip
-    parts = [_about(about), "### Goals", goals(table)]
+    parts = [_about(about, table), "### Goals", goals(table)]
     for name, make in makers.items():
         if table.contenders(name):
             parts += [f"### {SCENARIOS[name].title}", make(table)]
@@ -133,13 +133,15 @@ def tables(table: Table, about: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _about(about: dict[str, Any]) -> str:
+def _about(about: dict[str, Any], table: Table) -> str:
+    usual, most = table.stolen()
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
     return (
         f"`{about['command']}`, {about['date']}, commit `{about['commit']}`, {about['rounds']} rounds, "
         f"{about['minutes']} minutes.  \n"
         f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB, Linux {about['kernel']}, "
-        f"loopback, load processes: {about['load_processes']}.  \n{versions}."
+        f"loopback, load processes: {about['load_processes']}. The host gave {usual:.0%} of its time to others "
+        f"(median of all runs; {most:.0%} in the worst).  \n{versions}."
         + (
             f"\n\n**The machine was busy with other things (load average {about['busy']} at the start): repeat it.**"
             if about["busy"] > QUIET

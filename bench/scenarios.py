@@ -19,6 +19,9 @@ from bench.contenders import Contender, load_processes
 from bench.install import Missing, load_program
 from bench.stage import START_SECONDS, NotStarted, connections, family, free_port, redis_server, server
 
+DISTURBED = 0.02
+TRIES = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
@@ -31,6 +34,7 @@ class Scenario:
         size: bytes of a message.
         settings: of Tocsin, without the prefix.
         options: more options of the load program.
+        by_clock: what is asked of it is a time, so a run that the host disturbed is repeated.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Scenario:
     size: int = 128
     settings: tuple[tuple[str, str], ...] = ()
     options: tuple[str, ...] = ()
+    by_clock: bool = False
 
     @property
     def alone(self) -> bool:
@@ -117,6 +122,7 @@ SCENARIOS = {
             publishers=10,
             phases=("rate:1000:5",),
             contenders=("tocsin-native",),
+            by_clock=True,
         ),
         Scenario(
             "workers",
@@ -134,6 +140,7 @@ SCENARIOS = {
             publishers=1,
             phases=("rate:20:5", "idle:1"),
             contenders=("tocsin",),
+            by_clock=True,
         ),
         Scenario(
             "return",
@@ -144,6 +151,7 @@ SCENARIOS = {
             contenders=("tocsin-native",),
             workers=4,
             options=("-c", "4000"),
+            by_clock=True,
         ),
         Scenario(
             "stalled",
@@ -154,7 +162,8 @@ SCENARIOS = {
             contenders=("tocsin-native",),
             size=4000,
             settings=(("HIGH_MARK", "131072"), ("MAX_MESSAGE", "65536")),
-            options=("-B", "4096"),
+            options=("-B", "100:4096"),
+            by_clock=True,
         ),
     )
 }
@@ -182,9 +191,25 @@ class Outcome:
     lag: list[tuple[float, float]] = field(default_factory=list)
     error: str | None = None
 
+    @property
+    def stolen(self) -> float:
+        """Share of the machine's time that its host gave to others, in the worst phase."""
+        return max((line.get("stolen", 0.0) for line in self.lines), default=0.0)
+
 
 def measure(scenario: Scenario, contender: Contender, number: int, tick: Callable[[], None]) -> Outcome:
-    """Start the contender, load it, stop it. What fails is the outcome's `error`; `tick` is called now and then."""
+    """Start the contender, load it, stop it. What fails is the outcome's `error`; `tick` is called now and then.
+
+    Of a scenario by the clock the least disturbed of several runs counts: until one has lost at most `DISTURBED` of the
+    machine's time to other machines of its host, `TRIES` at most.
+    """
+    runs: list[Outcome] = []
+    while not runs or (scenario.by_clock and runs[-1].stolen > DISTURBED and len(runs) < TRIES):
+        runs.append(_try(scenario, contender, number, tick))
+    return min(runs, key=lambda run: (run.error is not None, run.stolen))
+
+
+def _try(scenario: Scenario, contender: Contender, number: int, tick: Callable[[], None]) -> Outcome:
     outcome = Outcome(number, scenario.name, contender.name)
     try:
         _measure(scenario, contender, outcome, tick)
