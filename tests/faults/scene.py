@@ -23,7 +23,7 @@ from tests.faults.checker import Kind, judge
 from tests.faults.clients import FATAL, Reader, RestWriter, SocketWriter, Writer
 from tests.faults.record import Ended, Record
 from tests.stage.proxy import Proxy, proxied
-from tests.stage.redis import RedisServer
+from tests.stage.redis import RedisServer, Watched
 from tests.stage.service import Service, until
 
 KEPT = 100_000
@@ -40,6 +40,8 @@ class Terms:
         workers: of the service.
         store: options of redis-server.
         veiled: a proxy stands between the service and Redis.
+        pair: there is a second Redis, for the fault to use.
+        watched: replicas of a primary that Sentinels watch; 0: one Redis without any.
         settings: of the service.
         patience: seconds for which a worker may stand still before uvicorn kills it.
     """
@@ -47,6 +49,8 @@ class Terms:
     workers: int = 3
     store: tuple[tuple[str, str], ...] = ()
     veiled: bool = False
+    pair: bool = False
+    watched: int = 0
     settings: tuple[tuple[str, str], ...] = ()
     patience: int = 5
 
@@ -57,7 +61,10 @@ class Ground:
 
     Attributes:
         front: a proxy before the service.
+        redis: the one Redis, or the first primary.
         veil: a proxy before Redis, when the terms ask for one.
+        second: another Redis, likewise.
+        watched: primary, replicas and Sentinels, likewise.
     """
 
     terms: Terms
@@ -65,6 +72,8 @@ class Ground:
     service: Service
     front: Proxy
     veil: Proxy | None
+    second: RedisServer | None
+    watched: Watched | None
 
     async def ready(self, seconds: float = 30) -> None:
         """Wait until every worker is ready."""
@@ -88,15 +97,23 @@ class Ground:
 async def ground(terms: Terms) -> AsyncIterator[Ground]:
     """Start what the terms ask for; ended by whatever means."""
     async with contextlib.AsyncExitStack() as stack:
-        redis = stack.enter_context(RedisServer(options=dict(terms.store)))
+        watched, store = None, dict(terms.store)
+        if terms.watched:
+            watched = await asyncio.to_thread(Watched(replicas=terms.watched, options=store).__enter__)
+            stack.callback(watched.end)
+            redis, url = watched.primary, watched.url
+        else:
+            redis = stack.enter_context(RedisServer(options=store))
+            url = redis.url
         veil = await stack.enter_async_context(proxied(redis.port)) if terms.veiled else None
-        url = redis.url if veil is None else veil.url
+        url = url if veil is None else veil.url
+        second = stack.enter_context(RedisServer(options=store)) if terms.pair else None
         settings = {"channels": CHANNELS, "max_subscriptions": "10000", **dict(terms.settings)}
         service = Service(url, workers=terms.workers, patience=terms.patience, settings=settings)
         stack.callback(service.end)
         await asyncio.to_thread(service.start)
         front = await stack.enter_async_context(proxied(service.port))
-        yield Ground(terms, redis, service, front, veil)
+        yield Ground(terms, redis, service, front, veil, second, watched)
 
 
 @dataclass(slots=True)

@@ -15,7 +15,10 @@ from tests.faults.record import Ended, Record, Told
 from tests.faults.scene import Fault, Scene, Terms
 
 EVERYSEC = Terms(store=(("appendonly", "yes"), ("appendfsync", "everysec"), ("aof_use_rdb_preamble", "no")))
-ALWAYS = Terms(store=(("appendonly", "yes"), ("appendfsync", "always"), ("aof_use_rdb_preamble", "no")))
+ALWAYS = Terms(
+    store=(("appendonly", "yes"), ("appendfsync", "always"), ("aof_use_rdb_preamble", "no")),
+    settings=(("ack", "fsynced"),),
+)
 VEILED = Terms(veiled=True)
 ALONE = Terms(workers=1)
 
@@ -219,6 +222,25 @@ async def full(scene: Scene) -> None:
     scene.expect(record.resets() == 0, f"{record.resets()} resets")
 
 
+async def disk_full(scene: Scene) -> None:
+    """The append-only file cannot grow: publishes are refused whole, and it recovers by itself."""
+    record = scene.channel()
+    redis = scene.ground.redis
+    await scene.read(record, 6, 2)
+    writers = scene.write(record, 3, 1, pause=0.01)
+    for _ in range(scene.scale(1, 10)):
+        await asyncio.sleep(0.3)
+        refused = sum(writer.refused for writer in writers)
+        redis.limit_files(_tail(redis.folder).stat().st_size + scene.chance.randint(0, 3000))
+        await scene.until(lambda: sum(one.refused for one in writers) > refused, 10, "something is refused")  # noqa: B023
+        await asyncio.sleep(scene.chance.uniform(0.1, 0.5))
+        redis.limit_files()
+        answered = len(record.acknowledged)
+        await scene.until(lambda: len(record.acknowledged) > answered + 20, 10, "it recovers")  # noqa: B023
+    await scene.whole(record, 5)
+    scene.expect(record.resets() == 0, f"{record.resets()} resets")
+
+
 async def deleted(scene: Scene) -> None:
     """Meta, log and scripts are deleted by hand, under load and while some are away."""
     kinds = {
@@ -290,13 +312,16 @@ FAULTS = (
     Fault("flushall", "FLUSHALL", "busy channel told in 1 s, idle in 20 s", flushall),
     Fault("pubsub", "`CLIENT KILL TYPE pubsub` again and again under 500 msg/s", "whole in 2 s each, no reset", pubsub),
     Fault("full", "`maxmemory` with `noeviction`", "refused, never half done; recovers by itself", full),
+    Fault("disk-full", "The disk is full, `everysec`", "refused, never half done; recovers", disk_full, EVERYSEC),
     Fault("deleted", "Meta, log, scripts deleted by hand", "told or whole, never stuck", deleted),
     Fault("frozen", "Redis stopped (SIGSTOP)", "refused in 2 s, not ready in 5 s, sockets stay, normal in 5 s", frozen),
     Fault("everysec", "Redis killed, `everysec`, under load", "silent 0, no false reset", everysec, EVERYSEC),
     Fault(
         "power", "Power lost, `everysec`: the tail is gone", "who saw a lost message is told, no other", power, EVERYSEC
     ),
-    Fault("always", "Redis killed, `appendfsync always`, under load", "acknowledged-lost 0, no reset", always, ALWAYS),
+    Fault(
+        "always", "Redis killed, `always` and `fsynced`, under load", "acknowledged-lost 0, no reset", always, ALWAYS
+    ),
     Fault("half-open", "Packets to Redis dropped, TCP looks fine", "as stopped", half_open, VEILED),
     Fault("deaf", "Subscribed, TCP fine, but deaf", "the probe finds it", deaf, VEILED),
     Fault("swallowed", "Redis takes a publish, its reply is lost", "one entry for each publish", swallowed, VEILED),

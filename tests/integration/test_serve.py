@@ -105,9 +105,8 @@ class Tocsin:
 
     def all_ready(self) -> bool:
         """Whether every worker says that it is ready."""
-        ready = [
-            line for line in httpx.get(f"{self.url}/metrics", verify=NO_TLS).text.splitlines() if line.startswith("tocsin_ready{")
-        ]
+        text = httpx.get(f"{self.url}/metrics", verify=NO_TLS).text
+        ready = [line for line in text.splitlines() if line.startswith("tocsin_ready{")]
         return len(ready) >= self.workers and all(line.endswith(" 1.0") for line in ready)
 
     def worker_pids(self) -> set[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -77,7 +78,10 @@ class RedisServer:
 
     def start(self) -> Self:
         """Start it and wait until it answers."""
-        self.process = subprocess.Popen(self.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # restore_signals: a write beyond `limit_files` must fail, not kill (SIGXFSZ).
+        self.process = subprocess.Popen(
+            self.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, restore_signals=False
+        )
         deadline = time.monotonic() + 10
         with self.client() as client:
             while True:
@@ -106,6 +110,11 @@ class RedisServer:
 
         primary._until(acknowledged)
 
+    def lead(self) -> None:
+        """Follow nobody."""
+        with self.client() as client:
+            client.replicaof("NO", "ONE")
+
     def _until(self, condition: Callable[[redis.Redis], object]) -> None:
         deadline = time.monotonic() + 10
         with self.client() as client:
@@ -113,6 +122,12 @@ class RedisServer:
                 if time.monotonic() > deadline:
                     raise TimeoutError("the server does not come to it")
                 time.sleep(0.02)
+
+    def limit_files(self, size: int = resource.RLIM_INFINITY) -> None:
+        """From now on no file of it may grow beyond so many bytes, as if the disk were full (setrlimit(2))."""
+        assert self.process is not None
+        hard = resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE)[1]
+        resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (size, hard))
 
     def signal(self, number: int) -> None:
         """Send a signal: SIGSTOP freezes it, SIGCONT thaws it."""
@@ -179,8 +194,15 @@ class SentinelServer(RedisServer):
 class Watched:
     """A primary with replicas, and Sentinels that replace it when it is gone; a context manager."""
 
-    def __init__(self, *, replicas: int = 1, sentinels: int = 3, down_after: int = 1500, **options: str) -> None:
-        options = {"repl_diskless_sync_delay": "0", **options}
+    def __init__(
+        self,
+        *,
+        replicas: int = 1,
+        sentinels: int = 3,
+        down_after: int = 1500,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
+        options = {"repl_diskless_sync_delay": "0", **(options or {})}
         self.servers = [RedisServer(options=options) for _ in range(replicas + 1)]
         self.sentinels = [
             SentinelServer(self.servers[0], quorum=sentinels // 2 + 1, down_after=down_after) for _ in range(sentinels)
@@ -206,13 +228,22 @@ class Watched:
             time.sleep(0.05)
         return primary
 
-    def _wait_for_each_other(self) -> None:
-        known = (self.servers[0].port, len(self.servers) - 1, len(self.sentinels) - 1)
-        deadline = time.monotonic() + 20
-        while any(sentinel.knows() != known for sentinel in self.sentinels):
+    def wait_until_whole(self, seconds: float = 30) -> None:
+        """Wait until one server leads, the others have all of it, and the Sentinels see this and each other."""
+        deadline = time.monotonic() + seconds
+        while not self._is_whole():
             if time.monotonic() > deadline:
-                raise TimeoutError("the Sentinels do not find each other")
+                raise TimeoutError("the Sentinels do not find each other, or a replica its primary")
             time.sleep(0.05)
+
+    def _is_whole(self) -> bool:
+        known = (self.primary.port, len(self.servers) - 1, len(self.sentinels) - 1)
+        if any(sentinel.knows() != known for sentinel in self.sentinels):
+            return False
+        with self.primary.client() as client:
+            info = client.info("replication")
+        online = [one for one in info.values() if isinstance(one, dict) and one.get("state") == "online"]
+        return info["role"] == "master" and len(online) == len(self.servers) - 1
 
     def __enter__(self) -> Self:
         """Start all, and wait until the Sentinels know them and each other."""
@@ -223,7 +254,7 @@ class Watched:
                 server.follow(self.servers[0])
             for sentinel in self.sentinels:
                 sentinel.start()
-            self._wait_for_each_other()
+            self.wait_until_whole()
         except BaseException:
             self.end()
             raise
