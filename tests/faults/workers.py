@@ -6,10 +6,16 @@ import asyncio
 import os
 import signal
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
-from tests.faults.clients import Reader
+import orjson
+
+from tests.faults.clients import Reader, open_socket
+from tests.faults.record import Record
 from tests.faults.scene import Fault, Scene, Terms
 from tests.stage.frames import Peer, binary, request
+from tests.stage.proxy import packet_loss
 
 FOUR = Terms(workers=4)
 PINGING = Terms(workers=3, settings=(("ping_seconds", "1"), ("high_mark", "131072")), patience=120)
@@ -136,6 +142,100 @@ async def network(scene: Scene) -> None:
     scene.expect(bool(resumes) and len(readers) > 0, "nobody had to resume")
 
 
+async def loss(scene: Scene) -> None:
+    """Packets are lost, and everything takes 200 ms there and back."""
+    record = scene.channel()
+    front = scene.ground.front
+    front.delay = 0.1
+    try:
+        with packet_loss(front.port, 5) as lossy:
+            scene.note("packets dropped, %", 5 if lossy else 0)
+            await scene.read(record, scene.scale(6, 20), 2, port=front.port)
+            scene.write(record, 3, 1, pause=0.1, port=front.port)
+            for _ in range(scene.scale(4, 100)):
+                await asyncio.sleep(scene.chance.uniform(0.2, 0.8))
+                front.cut_one(scene.chance)
+            await scene.quiet()
+            await scene.whole(record, 20)
+    finally:
+        front.delay = 0.0
+    scene.expect(all(began.recovered for began in record.resumes()), "a resume did not recover")
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What the workers hold: connections, channels, descriptors, and memory in bytes (proportional set size)."""
+
+    connections: float
+    channels: float
+    descriptors: int
+    memory: int
+
+
+def _held(scene: Scene) -> _Held:
+    service = scene.ground.service
+    descriptors, memory = 0, 0
+    for pid in service.worker_pids():
+        descriptors += len(list(Path(f"/proc/{pid}/fd").iterdir()))
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        memory += next(int(line.split()[1]) * 1024 for line in rollup if line.startswith("Pss:"))
+    return _Held(_connections(scene), sum(service.metric("channels").values()), descriptors, memory)
+
+
+async def _churn(scene: Scene, record: Record, seconds: float) -> int:
+    """Clients come, publish and go all the time; returns how many came."""
+    base, came = f"ws://127.0.0.1:{scene.ground.service.port}/ws", 0
+    ends = time.monotonic() + seconds
+
+    async def visit(number: int) -> None:
+        native = number % 2 == 0
+        address = base if native else f"{base}?channel={record.channel}"
+        async with open_socket(address, native=native) as socket:
+            if native:
+                for channel in (record.channel, f"soak:{number % 500}"):
+                    await socket.send(orjson.dumps({"type": "subscribe", "channel": channel}).decode())
+            await socket.recv()
+            if number % 3 == 0:
+                socket.transport.abort()
+
+    while time.monotonic() < ends:
+        visits = [asyncio.wait_for(visit(came + number), 10) for number in range(20)]
+        came += len(visits)
+        await asyncio.gather(*visits)
+    return came
+
+
+async def soak(scene: Scene) -> None:
+    """Clients come and go by the thousand while others stay."""
+    record = scene.channel()
+    await scene.read(record, 6, 2)
+    scene.write(record, 3, pause=0.02)
+    part = scene.scale(4, 120)
+    came = await _churn(scene, record, part)
+    first = _held(scene)
+    came += await _churn(scene, record, part)
+    await scene.quiet()
+    stayed = len(scene.readers)
+    # Writers keep one socket each; a channel that was just left is kept for a while.
+    await scene.until(
+        lambda: _connections(scene) <= stayed + len(scene.writers), 30, "connections are back to those who stay"
+    )
+    limit = 1 + 3
+    await scene.until(lambda: _held(scene).channels <= limit, 60, "channels are back to the one that is used")
+    last = _held(scene)
+    scene.note("came and went", came)
+    scene.note(
+        "descriptors beyond the connections, more than before",
+        max(0, (last.descriptors - last.connections) - (first.descriptors - first.connections)),
+        10,
+    )
+    scene.note(
+        "memory, KB more per 1,000 who came",
+        max(0.0, (last.memory - first.memory) / 1024 / (came / 2) * 1000),
+        None if scene.small else 100,
+    )
+
+
 FAULTS = (
     Fault(
         "network",
@@ -143,6 +243,8 @@ FAULTS = (
         "no protocol error, whole after each cut",
         network,
     ),
+    Fault("loss", "5 % of the packets lost, 200 ms, cuts", "no protocol error, whole after each cut", loss),
+    Fault("soak", "Clients come and go", "descriptors, channels and memory come back", soak),
     Fault("killed", "One worker of four killed under load", "lost 0, 99 % back in 5 s", killed, FOUR),
     Fault(
         "stopped",

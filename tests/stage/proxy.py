@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
 
@@ -130,6 +132,34 @@ class Proxy:
         """Cut all connections."""
         for pipe in list(self.pipes):
             pipe.cut()
+
+
+@contextlib.contextmanager
+def packet_loss(port: int, percent: int) -> Iterator[bool]:
+    """Drop so many percent of the TCP packets from and to a port of this machine, by nftables; False where this cannot
+    be had (no root, no nft).
+    """
+    table = f"tocsin_{port}"
+    rules = f"""
+        table inet {table} {{
+            chain input {{
+                type filter hook input priority 0;
+                tcp dport {port} numgen random mod 100 < {percent} drop
+                tcp sport {port} numgen random mod 100 < {percent} drop
+            }}
+        }}
+    """
+    nft = shutil.which("nft")
+    done = nft is not None and subprocess.run(
+        [nft, "-f", "-"], input=rules, text=True, capture_output=True, check=False
+    )
+    if not done or done.returncode:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        subprocess.run([str(nft), "delete", "table", "inet", table], check=True)
 
 
 @asynccontextmanager
