@@ -7,7 +7,7 @@ import os
 import signal
 from collections import Counter
 
-from tests.faults.clients import RestWriter, SocketWriter
+from tests.faults.clients import Reader, RestWriter, SocketWriter
 from tests.faults.record import Heard, Record
 from tests.faults.scene import SHORT, Fault, Scene
 
@@ -88,6 +88,31 @@ async def boundary(scene: Scene) -> None:
             reader.drop()
         await asyncio.sleep(scene.chance.uniform(0.05, 0.2))
     await scene.quiet()
+
+
+async def fresh(scene: Scene) -> None:
+    """Channels that nobody has used are opened, and published to at once through whichever worker: open means live."""
+    base = f"ws://127.0.0.1:{scene.ground.service.port}/ws"
+    gate, wanted = asyncio.Semaphore(20), scene.scale(60, 1000)
+    heard = 0
+
+    async def open_and_hear(number: int) -> None:
+        nonlocal heard
+        record = scene.channel()
+        async with gate:
+            reader = Reader(record, f"native {number}", base, scene.chance, native=True)
+            writer = SocketWriter(record, f"w{number}", base, scene.chance)
+            try:
+                await asyncio.wait_for(reader.opened.wait(), 20)
+                await writer.publish("mark at once")
+                await scene.until(lambda: reader.mark == "mark at once", 10, "a fresh channel is heard")
+                heard += reader.mark == "mark at once"
+            finally:
+                await writer.give_up()
+                await reader.stop()
+
+    await asyncio.gather(*(open_and_hear(number) for number in range(wanted)))
+    scene.note("lost", wanted - heard, 0)
 
 
 def append_untold(scene: Scene, record: Record, payload: str) -> None:
@@ -202,6 +227,7 @@ FAULTS = (
         drops,
     ),
     Fault("beyond", "The gap is larger than the log", "all told `expired`, nothing replayed, live goes on", beyond),
+    Fault("fresh", "A channel opened and published to at once, by another worker", "lost 0: open means live", fresh),
     Fault(
         "nothing-missed",
         "Resume with nothing missed, and after subscribing to an empty channel",
