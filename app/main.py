@@ -115,7 +115,6 @@ def create_app(settings: Settings) -> Tocsin:
         slots=settings.workers,
         incarnation=incarnation,
         snapshot=snapshot,
-        ping_seconds=settings.ping_seconds,
     )
     access = Access(
         keys=settings.api_keys,

@@ -109,6 +109,9 @@ class Connection:
 
     def on_text(self, payload: bytes) -> None:
         """A text message from the client."""
+        if self._roster.overslept:
+            self.socket.abort()
+            return
         try:
             self._perform(self.session.receive(self.codec.decode_text(payload)))
         except Exception as error:  # noqa: BLE001 - a client's message costs that client at most
@@ -116,6 +119,9 @@ class Connection:
 
     def on_binary(self, payload: bytes) -> None:
         """A binary message from the client."""
+        if self._roster.overslept:
+            self.socket.abort()
+            return
         try:
             self._perform(self.session.receive(self.codec.decode_binary(payload)))
         except Exception as error:  # noqa: BLE001 - as above

@@ -1,6 +1,7 @@
 """Inquiries: asking the store where channels stand, many in one call, again after a failure, and now and then unasked.
 
-The first questions of one turn share a call, which brings no messages; a channel that is behind reads on alone.
+The first questions of one turn share a call, which brings no messages; so do those that come while one is under way, up
+to a full one. A channel that is behind reads on alone.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class Inquiry:
         self._differ = differ
         self._idle = idle
         self._due: dict[Channel, Sync] = {}
+        self._scheduled = False
+        self._calls = 0
         self._again: dict[Channel, None] = {}
         self._checks: list[Channel] = []
         self.asked = 0
@@ -62,9 +65,13 @@ class Inquiry:
         for this channel only, never for another one that has its name when it comes.
         """
         self.asked += 1
-        if not self._due:
-            asyncio.get_running_loop().call_soon(self._start)
         self._due[channel] = sync
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._start)
 
     def forget(self) -> None:
         """Drop what has not been sent: the reader is lost, and every channel asks anew when it is back."""
@@ -98,16 +105,24 @@ class Inquiry:
                 channel.checked = position
 
     def _start(self) -> None:
+        self._scheduled = False
         due, self._due = self._due, {}
         first: list[tuple[Channel, Sync]] = []
         for channel, sync in due.items():
             if channel.asked == sync.generation or len(due) == 1:
+                channel.asked = sync.generation
                 self._spawn(self._read(channel, sync))
             else:
                 first.append((channel, sync))
-            channel.asked = sync.generation
         for start in range(0, len(first), TOPS):
-            self._spawn(self._read_tops(first[start : start + TOPS]))
+            part = first[start : start + TOPS]
+            if len(part) < TOPS and self._calls:
+                self._due = dict(part)
+                break
+            for channel, sync in part:
+                channel.asked = sync.generation
+            self._calls += 1
+            self._spawn(self._read_tops(part))
 
     async def _read(self, channel: Channel, sync: Sync) -> None:
         try:
@@ -123,6 +138,10 @@ class Inquiry:
         except TocsinError:
             self._retry([channel for channel, _ in asked])
             return
+        finally:
+            self._calls -= 1
+            if self._due:
+                self._schedule()
         for (channel, sync), reading in zip(asked, readings, strict=True):
             if isinstance(reading, Reading):
                 self._answer(channel, reading, sync.generation)

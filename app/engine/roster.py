@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 from collections.abc import Callable
 from typing import Protocol
 
+import structlog
+
 from app.core.errors import Close
 from app.sockets import Chunk, Socket
+
+log = structlog.get_logger("tocsin.roster")
 
 RETURN_SECONDS = 2.0
 """Within how many seconds those who were sent away are asked to return, each at a moment of its own."""
@@ -63,6 +68,7 @@ class Roster:
         self._stalled: dict[Peer, float] = {}
         self._stall_seconds = stall_seconds
         self._silence = 2.0 * ping_seconds
+        self._turned = math.inf
         self._drain_seconds = drain_seconds
         self._chance = chance
         self._frozen = 0
@@ -102,9 +108,18 @@ class Roster:
         """It was not pinged, or not read from: its silence so far says nothing."""
         peer.socket.heard = max(peer.socket.heard, asyncio.get_running_loop().time())
 
+    @property
+    def overslept(self) -> bool:
+        """Whether the loop stood still for longer than a client waits: what arrived meanwhile is of another time."""
+        return asyncio.get_running_loop().time() - self._turned > self._silence
+
     def turn(self) -> None:
         """Once a second: ping the next slice, end who is silent or has stalled for too long."""
         now = asyncio.get_running_loop().time()
+        if self.overslept:
+            log.error("the loop stood still: every socket is aborted unread", seconds=round(now - self._turned, 1))
+            self._abort_all()
+        self._turned = now
         for peer in [peer for peer, since in self._stalled.items() if now - since > self._stall_seconds]:
             self.aborted += 1
             peer.socket.abort()
@@ -119,8 +134,7 @@ class Roster:
             else:
                 socket.ping(peer.keepalive)
 
-    def abort_all(self) -> None:
-        """The loop stood still for too long: what these peers sent is of another time and must not be read."""
+    def _abort_all(self) -> None:
         for slot in self._wheel:
             for peer in list(slot):
                 self.aborted += 1

@@ -102,7 +102,6 @@ class Worker:
         slots: workers that this node is meant to have.
         incarnation: of this process, unique for ever.
         snapshot: this worker's metrics as JSON-able values.
-        ping_seconds: twice this long without a turn of the loop, and nothing that was sent meanwhile is read.
     """
 
     _loop: asyncio.AbstractEventLoop
@@ -118,7 +117,6 @@ class Worker:
         slots: int,
         incarnation: str,
         snapshot: Callable[[], dict[str, Any]],
-        ping_seconds: float,
     ) -> None:
         self._store = store
         self._hub = hub
@@ -126,7 +124,6 @@ class Worker:
         self._keys = f"{prefix}:{{workers}}"
         self._slots = slots
         self._snapshot = snapshot
-        self._stall = 2.0 * ping_seconds
         self._asked: dict[str, Answers] = {}
         self._beats = 0
         self._beating = False
@@ -243,13 +240,8 @@ class Worker:
             log.warning("an answer to another worker was not sent", reason=error.message)
 
     async def _tick(self) -> None:
-        last = self._loop.time()
         while True:
-            now = self._loop.time()
-            if now - last > self._stall:
-                log.error("the loop stood still: every socket is aborted unread", seconds=round(now - last, 1))
-                self._roster.abort_all()
-            last = now
+            last = self._loop.time()
             try:
                 self._roster.turn()
                 self._hub.inquiry.check()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
+from websockets.asyncio.client import ClientConnection
 
 from tests.faults.clients import Reader, open_socket
 from tests.faults.record import Record
@@ -56,9 +57,11 @@ async def stopped(scene: Scene) -> None:
     victim = scene.ground.service.pid_serving(port)
     assert victim is not None
     on_victim = [reader for reader in readers if reader.worker == readers[0].worker]
+    speaker = await _speaker(scene, record, victim)
     os.kill(victim, signal.SIGSTOP)
     started = time.monotonic()
     try:
+        await speaker.send("said to a worker that stood still")  # in no attempt: heard, it would be a phantom
         await scene.until(
             lambda: all(reader.ends and reader.opened.is_set() for reader in on_victim), 15, "its clients have left"
         )
@@ -66,9 +69,19 @@ async def stopped(scene: Scene) -> None:
         await asyncio.sleep(max(0.0, scene.scale(5, 60) - (time.monotonic() - started)))
     finally:
         os.kill(victim, signal.SIGCONT)
-    await asyncio.sleep(1)
+    await asyncio.wait_for(speaker.wait_closed(), 10)
     scene.expect(all(writer.unknown == 0 for writer in writers), "a publish was given up")
     await scene.ground.ready()
+
+
+async def _speaker(scene: Scene, record: Record, worker: int) -> ClientConnection:
+    """A plain socket of this worker."""
+    service = scene.ground.service
+    while True:
+        socket = await open_socket(service.ws(record.channel), native=False)
+        if service.pid_serving(socket.local_address[1]) == worker:
+            return socket
+        await socket.close()
 
 
 def _connections(scene: Scene) -> float:
