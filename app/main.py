@@ -137,7 +137,7 @@ def create_app(settings: Settings) -> Tocsin:
         welcome=lambda client, user: Welcome(
             client,
             user,
-            f"{settings.node}/{max(worker.slot, 0)}",
+            f"{settings.node}/{worker.slot}" if worker.slot >= 0 else settings.node,
             settings.ping_seconds,
             settings.max_message,
             settings.key_seconds,

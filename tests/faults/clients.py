@@ -59,7 +59,6 @@ class Reader:
         self.mark: str | None = None
         self.silent = 50.0
         self.opened = asyncio.Event()
-        self.worker: str | None = None
         self._url = url
         self._chance = chance
         self._here = asyncio.Event()
@@ -167,7 +166,6 @@ class Reader:
                 self.last = frame["position"]
                 self.events.append(Told(frame["reason"], frame["position"]))
             case "welcome":
-                self.worker = frame["worker"]
                 self.silent = 2.0 * frame["ping"]
             case "error":  # the channel could not be opened: begin anew
                 socket.transport.abort()

@@ -36,6 +36,7 @@ async def _flowing(scene: Scene, record: Record, count: int = 50) -> None:
 async def _replace(scene: Scene, record: Record, number: int, *, thaw: bool) -> None:
     watched = scene.ground.watched
     assert watched is not None
+    await asyncio.to_thread(watched.wait_until_whole)
     old = watched.primary
     old.signal(number)
     started = time.monotonic()
@@ -47,10 +48,7 @@ async def _replace(scene: Scene, record: Record, number: int, *, thaw: bool) -> 
     else:
         await asyncio.to_thread(old.kill)
         await asyncio.to_thread(old.start)  # as a primary, until the Sentinels see it
-    await _flowing(scene, record)
-    await asyncio.to_thread(watched.wait_until_whole)
-    await scene.ground.ready()
-    await _flowing(scene, record)
+    await _flowing(scene, record, 100)
 
 
 async def failover(scene: Scene) -> None:

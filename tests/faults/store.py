@@ -118,7 +118,7 @@ async def pubsub(scene: Scene) -> None:
     record = scene.channel()
     await scene.read(record, scene.scale(8, 20), 2)
     scene.write(record, 5, pause=0.01)
-    for _ in range(scene.scale(4, 12)):
+    for _ in range(scene.scale(3, 12)):
         await asyncio.sleep(scene.scale(1, 5) * scene.chance.uniform(0.3, 1))
         scene.ground.command("CLIENT", "KILL", "TYPE", "pubsub")
         took = await scene.whole(record, 10)

@@ -56,7 +56,7 @@ async def stopped(scene: Scene) -> None:
     assert port is not None
     victim = scene.ground.service.pid_serving(port)
     assert victim is not None
-    on_victim = [reader for reader in readers if reader.worker == readers[0].worker]
+    on_victim = [one for one in readers if one.port and scene.ground.service.pid_serving(one.port) == victim]
     speaker = await _speaker(scene, record, victim)
     os.kill(victim, signal.SIGSTOP)
     started = time.monotonic()
@@ -223,7 +223,7 @@ async def soak(scene: Scene) -> None:
     record = scene.channel()
     await scene.read(record, 6, 2)
     scene.write(record, 3, pause=0.02)
-    part = scene.scale(4, 120)
+    part = scene.scale(2, 120)
     came = await _churn(scene, record, part)
     first = _held(scene)
     came += await _churn(scene, record, part)
