@@ -23,6 +23,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.server import ServerState
 from websockets.datastructures import Headers
+from websockets.exceptions import InvalidHandshake
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
@@ -37,6 +38,11 @@ _ORDINARY_SIZE, _ORDINARY_HEADERS = 8192, 128
 """A request within these (bytes, header lines) is within all limits of the library."""
 _BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
+_READER = ServerProtocol(logger=QUIET)
+"""Checks requests of all connections; it keeps nothing of them that it would look at again."""
+_SWITCHING = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n"
+)
 
 
 def _refusal(status: int, headers: Sequence[tuple[str, str]] = (), body: bytes = b"") -> bytes:
@@ -97,7 +103,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._http: Any = None
         self._early = b""
-        self._answer: Response | None = None
+        self._key: str | None = None
         self._denial: tuple[int, list[tuple[str, str]], list[bytes]] | None = None
         self._socket: DetachedSocket | None = None
         self._refused = self._taken = self._closed = False
@@ -118,26 +124,18 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """The request, whole: uvicorn writes it anew. The application is asked in a task of its own."""
-        handshake = ServerProtocol(logger=QUIET)
-        request: object = self._parsed_request(data)
-        if request is None:
-            handshake.receive_data(data)
-            request = next(iter(handshake.events_received()), None)
-        if isinstance(request, Request):
-            answer = handshake.accept(request)
-            request._exception = None  # with its traceback a cycle
-            if answer.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
-                self._answer = answer
+        request = self._parsed_request(data) or self._read_request(data)
+        if request is not None:
+            try:
+                self._key, _, _ = _READER.process_request(request)
+            except InvalidHandshake:
+                self._refuse_request(request)
+            else:
                 self._inbox.put_nowait({"type": "websocket.connect"})
                 task = self._loop.create_task(self._run(self._make_scope(request)))
                 self._server_state.tasks.add(task)
                 task.add_done_callback(self._server_state.tasks.discard)
-            else:
-                self._refuse(answer.serialize())
-        else:
-            self._refuse(b"".join(handshake.data_to_send()) or _refusal(400, body=b"not a WebSocket handshake\n"))
         self._http = None
-        dismiss(handshake)
 
     def _parsed_request(self, data: bytes) -> Request | None:
         """The request as uvicorn's parser has it, where the library has nothing to say about its size or body: what
@@ -153,6 +151,24 @@ class WebSocketProtocol(asyncio.Protocol):
             headers[name.decode("ascii")] = value.decode("latin-1")
         target = data[4 : data.index(b" ", 4)]
         return Request(target.decode("ascii"), headers) if target.isascii() else None
+
+    def _read_request(self, data: bytes) -> Request | None:
+        """The request as the library reads it; None: it does not, and has been refused."""
+        handshake = ServerProtocol(logger=QUIET)
+        handshake.receive_data(data)
+        event = next(iter(handshake.events_received()), None)
+        if not isinstance(event, Request):
+            self._refuse(b"".join(handshake.data_to_send()) or _refusal(400, body=b"not a WebSocket handshake\n"))
+        dismiss(handshake)
+        return event if isinstance(event, Request) else None
+
+    def _refuse_request(self, request: Request) -> None:
+        """Refuse what the library would refuse, in its words."""
+        handshake = ServerProtocol(logger=QUIET)
+        answer = handshake.accept(request)
+        request._exception = None  # with its traceback a cycle
+        self._refuse(answer.serialize())
+        dismiss(handshake)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 the application learns the code
         """The peer has gone before it was answered."""
@@ -254,11 +270,11 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._gone is not None and not self._closed:
             raise ClientDisconnected
         match message["type"]:
-            case "websocket.accept" if self._answer is not None and self._denial is None:
-                self._accept(self._answer, message)
-            case "websocket.close" if self._answer is not None and self._denial is None:
+            case "websocket.accept" if self._key is not None and self._denial is None:
+                self._accept(self._key, message)
+            case "websocket.close" if self._key is not None and self._denial is None:
                 self._refuse(_refusal(403))
-            case "websocket.http.response.start" if self._answer is not None and self._denial is None:
+            case "websocket.http.response.start" if self._key is not None and self._denial is None:
                 self._denial = message["status"], _decode(message.get("headers", ())), []
             case "websocket.http.response.body" if self._denial is not None and not self._refused:
                 status, headers, parts = self._denial
@@ -275,14 +291,14 @@ class WebSocketProtocol(asyncio.Protocol):
             case kind:
                 raise RuntimeError(f"ASGI message '{kind}' is not due")
 
-    def _accept(self, answer: Response, message: dict[str, Any]) -> None:
+    def _accept(self, key: str, message: dict[str, Any]) -> None:
         """Send the 101; from here the connection is a `DetachedSocket`, whoever receives from it."""
-        del answer.headers["Date"]  # uvicorn's default headers have one
-        answer.headers.update(_decode([*self._server_state.default_headers, *message.get("headers", ())]))
+        given = Headers(_decode(message.get("headers", ())))  # it refuses what would break out of a line
         if message.get("subprotocol"):
-            answer.headers["Sec-WebSocket-Protocol"] = message["subprotocol"]
-        self._answer = None
-        self._transport.write(answer.serialize())
+            given["Sec-WebSocket-Protocol"] = message["subprotocol"]
+        ours = [b"%b: %b\r\n" % pair for pair in self._server_state.default_headers]
+        self._key = None
+        self._transport.write(b"".join((_SWITCHING % key.encode(), *ours, given.serialize())))
         self._connections.discard(self)
         limits = Limits(self._config.ws_max_size, _BUFFER, self.close_seconds)
         self._socket = DetachedSocket(
@@ -323,7 +339,7 @@ class WebSocketProtocol(asyncio.Protocol):
         """Tell the application."""
         self._gone = {"type": "websocket.disconnect", "code": int(code), "reason": ""}
         self._inbox.put_nowait(self._gone)
-        self._answer = None
+        self._key = None
         self.on_resumed()
 
     def on_shutdown(self) -> None:
