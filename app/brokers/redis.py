@@ -24,7 +24,7 @@ from app.brokers.envelope import digest, open_envelope, read_id
 from app.brokers.examine import Finding, Level, examine, examine_ack
 from app.brokers.link import Link, connector
 from app.brokers.reader import PROBE, Reader
-from app.brokers.route import Route
+from app.brokers.route import Place, Route
 from app.brokers.scripts import Argument, Opener, bulk, load
 from app.brokers.writer import Bounds, Writer
 from app.core.continuity import Reading, Verdict
@@ -202,12 +202,12 @@ class RedisBroker:
 
     async def read(self, channel: str, position: Position | None, limit: int) -> Reading:
         """See `Broker`."""
-        route = self._route(channel)
+        place = self._place(channel)
         asked = position_arguments(position)
         reply = await self._commands.script(
             "sync",
-            (route.meta, route.log),
-            (route.channel, route.meta_ttl, *asked, limit, PAGE_BYTES, self._nonce()),
+            (place.meta, place.log),
+            (place.channel, place.meta_ttl, *asked, limit, PAGE_BYTES, self._nonce()),
         )
         return read_answer(reply)
 
@@ -228,9 +228,9 @@ class RedisBroker:
         arguments: list[Argument] = [self._nonce()]
         try:
             for channel, position in chunk:
-                route = self._route(channel)
-                keys += (route.meta, route.log)
-                arguments += (route.channel, route.meta_ttl, *position_arguments(position))
+                place = self._place(channel)
+                keys += (place.meta, place.log)
+                arguments += (place.channel, place.meta_ttl, *position_arguments(position))
             return [read_answer(reply) for reply in await self._commands.script("tops", keys, arguments)]
         except TocsinError as error:
             return error
@@ -239,12 +239,12 @@ class RedisBroker:
         self, channel: str, since: Position | None, before: Position | None, limit: int, size: int
     ) -> Extract:
         """See `Broker`."""
-        route = self._route(channel)
+        place = self._place(channel)
         bounds = (*position_arguments(since), *position_arguments(before))
         reply = await self._commands.script(
             "extract",
-            (route.meta, route.log),
-            (route.channel, route.meta_ttl, *bounds, limit, size, self._nonce()),
+            (place.meta, place.log),
+            (place.channel, place.meta_ttl, *bounds, limit, size, self._nonce()),
         )
         reading = read_answer(reply)
         if reading.verdict is not Verdict.OK:
@@ -253,9 +253,9 @@ class RedisBroker:
 
     async def clear(self, channel: str) -> Position:
         """See `Broker`."""
-        route = self._route(channel)
+        place = self._place(channel)
         reply = await self._commands.script(
-            "clear", (route.meta, route.log), (route.channel, route.meta_ttl, self._nonce())
+            "clear", (place.meta, place.log), (place.channel, place.meta_ttl, self._nonce())
         )
         return read_id(reply)
 
@@ -343,17 +343,20 @@ class RedisBroker:
             links.append(self._acks.link)
         return links if self._reader is None else [*links, self._reader.link]
 
-    def _route(self, channel: str) -> Route:
-        return self._routes.get(channel) or self._add_route(channel)
+    def _place(self, channel: str) -> Place:
+        return self._routes.get(channel) or Place(self._prefix, channel, self._rule(channel))
 
     def _add_route(self, channel: str) -> Route:
+        if len(self._routes) >= _ROUTES:
+            self._routes.clear()
+        route = self._routes[channel] = Route(self._prefix, channel, self._rule(channel))
+        return route
+
+    def _rule(self, channel: str) -> ChannelRule:
         rule = rule_for(self._rules, channel)
         if rule is None:
             raise NotFound("this channel does not exist here")
-        if len(self._routes) >= _ROUTES:
-            self._routes.clear()
-        route = self._routes[channel] = Route(self._prefix, channel, rule)
-        return route
+        return rule
 
     async def _tend(self) -> None:
         """Check the store until it passes, and probe the reader."""

@@ -19,6 +19,7 @@ from app.core.continuity import Deliver, Effect, Mode, Reading, Reconnect, Scatt
 from app.core.errors import Unavailable
 from app.core.messages import Cleared, Publication
 from app.engine.channel import Channel, Flush, Group, Subscription
+from app.engine.collector import Settled
 from app.engine.inquiry import Inquiry
 from app.engine.shared import Encoding, Ring, Shared
 from app.protocols import Codec
@@ -74,6 +75,7 @@ class Hub:
         self._tasks: set[asyncio.Task[None]] = set()
         self._slow: list[Subscription] = []
         self._encodings: dict[tuple[Codec, Framing], Encoding] = {}
+        self._settled = Settled()
         self.channels: dict[str, Channel] = {}
         self.counters = Counters()
         self.ring_bytes = 0
@@ -115,6 +117,7 @@ class Hub:
         channel = self.channels.get(name)
         if channel is None:
             channel = self.channels[name] = Channel(name)
+            self._settled.grown_to(len(self.channels))
             channel.state.mode = Mode.SYNC
             self._broker.subscribe(name)
         elif channel.linger is not None:

@@ -6,7 +6,6 @@ Keep-alive is one wheel: a slice of the sockets each second, one shared buffer, 
 from __future__ import annotations
 
 import asyncio
-import gc
 import math
 from collections.abc import Callable
 from typing import Protocol
@@ -14,14 +13,13 @@ from typing import Protocol
 import structlog
 
 from app.core.errors import Close
+from app.engine.collector import Settled
 from app.sockets import Chunk, Socket
 
 log = structlog.get_logger("tocsin.roster")
 
 RETURN_SECONDS = 2.0
 """Within how many seconds those who were sent away are asked to return, each at a moment of its own."""
-FREEZE_EVERY = 5_000
-"""Connections gained after which the collector is told to leave alone what is there."""
 
 
 class Peer(Protocol):
@@ -71,7 +69,7 @@ class Roster:
         self._turned = math.inf
         self._drain_seconds = drain_seconds
         self._chance = chance
-        self._frozen = 0
+        self._settled = Settled()
         self.draining = False
         self.count = 0
         self.opening = 0
@@ -85,9 +83,7 @@ class Roster:
         self._wheel[peer.slot][peer] = None
         self.count += 1
         self.opened += 1
-        if self.count >= self._frozen + FREEZE_EVERY:
-            self._frozen = self.count
-            gc.freeze()
+        self._settled.grown_to(self.count)
 
     def remove(self, peer: Peer) -> None:
         """It has ended."""
