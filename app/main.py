@@ -137,7 +137,7 @@ def create_app(settings: Settings) -> Tocsin:
         welcome=lambda client, user: Welcome(
             client,
             user,
-            f"{settings.node}/{worker.slot}" if worker.slot >= 0 else settings.node,
+            f"{settings.node}/{worker.slot if worker.slot >= 0 else '-'}",
             settings.ping_seconds,
             settings.max_message,
             settings.key_seconds,

@@ -23,7 +23,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 def read_arguments() -> argparse.Namespace:
     """What to run."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5, help="runs of each fault (5)")
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each fault, which share the counts (5)")
     parser.add_argument("--first", type=int, default=1, help="the first seed (1)")
     parser.add_argument("--small", action="store_true", help="as small as `make test` runs them")
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="only these faults")
@@ -47,7 +47,7 @@ async def run(arguments: argparse.Namespace, console: Console) -> list[Row]:
             for fault in chosen:
                 for seed in range(arguments.first, arguments.first + arguments.seeds):
                     progress.update(task, description=f"{fault.name} {seed}")
-                    outcome = await _play(grounds, fault, seed, small=arguments.small)
+                    outcome = await _play(grounds, fault, seed, arguments)
                     rows[fault.name].add(outcome)
                     for text in outcome.broken:
                         console.print(f"[red]{fault.name}, seed {seed}:[/] {text}", highlight=False)
@@ -57,9 +57,9 @@ async def run(arguments: argparse.Namespace, console: Console) -> list[Row]:
     return list(rows.values())
 
 
-async def _play(grounds: Grounds, fault: Fault, seed: int, *, small: bool) -> Outcome:
+async def _play(grounds: Grounds, fault: Fault, seed: int, arguments: argparse.Namespace) -> Outcome:
     try:
-        return await grounds.play(fault, seed, small=small)
+        return await grounds.play(fault, seed, small=arguments.small, seeds=arguments.seeds)
     except Exception as error:  # noqa: BLE001 - one run that dies is a finding, not the end of the others
         return Outcome(broken=[f"the run died: {error!r}"])
 

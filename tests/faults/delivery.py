@@ -17,8 +17,8 @@ async def drops(scene: Scene) -> None:
     record = scene.channel()
     readers = await scene.read(record, scene.scale(8, 200), scene.scale(2, 10))
     writers = scene.write(record, 3, 1, pause=scene.scale(15, 4) / 1000)
-    wanted = scene.scale(600, 30_000)
-    times = scene.scale(4, 20)
+    wanted = scene.share(600, 30_000)
+    times = scene.share(4, 20)
     for round_number in range(times):
         for reader in readers:
             reader.drop() if scene.chance.random() < 0.5 else reader.leave()
@@ -59,7 +59,7 @@ async def beyond(scene: Scene) -> None:
 async def nothing_missed(scene: Scene) -> None:
     """Resume with nothing missed, and straight after subscribing to an empty channel."""
     for filled in (0, 3):
-        for _ in range(scene.scale(3, 50)):
+        for _ in range(scene.share(3, 50)):
             record = scene.channel()
             readers = await scene.read(record, 2)
             if filled:
@@ -82,7 +82,7 @@ async def boundary(scene: Scene) -> None:
     record = scene.channel()
     readers = await scene.read(record, scene.scale(10, 50))
     scene.write(record, scene.scale(4, 10), pause=0.01)
-    wanted = scene.scale(150, 2000)
+    wanted = scene.share(150, 2000)
     while len(record.resumes()) < wanted:
         for reader in scene.chance.sample(readers, len(readers) // 2):
             reader.drop()
@@ -93,7 +93,7 @@ async def boundary(scene: Scene) -> None:
 async def fresh(scene: Scene) -> None:
     """Channels that nobody has used are opened, and published to at once through whichever worker: open means live."""
     base = f"ws://127.0.0.1:{scene.ground.service.port}/ws"
-    gate, wanted = asyncio.Semaphore(20), scene.scale(60, 1000)
+    gate, wanted = asyncio.Semaphore(20), scene.share(60, 1000)
     heard = 0
 
     async def open_and_hear(number: int) -> None:
@@ -135,7 +135,7 @@ async def untold(scene: Scene) -> None:
         await scene.whole(record, 5, what="before")
     append_untold(scene, idle, "mark untold and idle")
     waiting = [reader for reader in scene.readers if reader.record is idle]
-    for number in range(scene.scale(5, 50)):
+    for number in range(scene.share(5, 50)):
         append_untold(scene, busy, f"untold {number}")
         took = await scene.whole(busy, 5, what="busy: whole")
         scene.expect(took <= 1.0, f"busy: whole after {took:.2f} s")
@@ -150,7 +150,7 @@ async def one_order(scene: Scene) -> None:
     record = scene.channel()
     readers = await scene.read(record, scene.scale(16, 45), scene.scale(4, 5))
     scene.write(record, 6, 2, pause=0.0)
-    await scene.tried(record, scene.scale(800, 20_000))
+    await scene.tried(record, scene.share(800, 20_000))
     await scene.quiet()
     await scene.whole(record, 10)
     lists = {tuple(event.payload for event in reader.events if isinstance(event, Heard)) for reader in readers}
@@ -169,7 +169,7 @@ async def one_key(scene: Scene) -> None:
     hands = [SocketWriter(record, "k", f"{base.replace('http', 'ws')}/ws", scene.chance) for _ in range(3)]
     rest = [RestWriter(record, "k", base, scene.chance) for _ in range(2)]
     scene.writers += [*hands, *rest]
-    for number in range(scene.scale(60, 1000)):
+    for number in range(scene.share(60, 1000)):
         payload, key = f"once {number}", f"{number:06d}{scene.chance.getrandbits(64):016x}"
         record.tried(payload)
         answers = await asyncio.gather(*(hand.attempt(payload, key) for hand in (*hands, *rest)))
@@ -185,7 +185,7 @@ async def cut_reply(scene: Scene) -> None:
     await scene.read(record, 4)
     front = scene.ground.front
     scene.write(record, 3, pause=0.005, port=front.port)
-    wanted, before = scene.scale(15, 500), front.swallowed
+    wanted, before = scene.share(15, 500), front.swallowed
     for _ in range(wanted):
         front.swallow = b'"published"'
         await scene.until(lambda: front.swallow is None, 20, "an answer is swallowed")
@@ -200,7 +200,7 @@ async def killed_between(scene: Scene) -> None:
     record = scene.channel()
     readers = await scene.read(record, scene.scale(12, 30))
     service = scene.ground.service
-    for number in range(scene.scale(2, 100)):
+    for number in range(scene.share(2, 100)):
         await scene.ground.ready()
         await asyncio.gather(*(reader.opened.wait() for reader in readers))
         writer = SocketWriter(record, f"k{number}", f"ws://127.0.0.1:{service.port}/ws", scene.chance)

@@ -54,21 +54,21 @@ async def _replace(scene: Scene, record: Record, number: int, *, thaw: bool) -> 
 async def failover(scene: Scene) -> None:
     """The primary is killed, a replica is promoted, the old one returns as its replica."""
     record = await _crowd(scene)
-    for _ in range(scene.scale(1, 5)):
+    for _ in range(scene.share(1, 10)):
         await _replace(scene, record, signal.SIGKILL, thaw=False)
 
 
 async def replicated(scene: Scene) -> None:
     """The same, when each message is acknowledged only once a replica has it."""
     record = await _crowd(scene, may_lose=False)
-    for _ in range(scene.scale(1, 5)):
+    for _ in range(scene.share(1, 10)):
         await _replace(scene, record, signal.SIGKILL, thaw=False)
 
 
 async def thawed(scene: Scene) -> None:
     """The primary stands still, is replaced, and wakes up as the primary it was, until it is demoted."""
     record = await _crowd(scene)
-    for _ in range(scene.scale(1, 5)):
+    for _ in range(scene.share(1, 10)):
         await _replace(scene, record, signal.SIGSTOP, thaw=True)
 
 
@@ -79,7 +79,7 @@ async def leads_again(scene: Scene) -> None:
     ground, second = scene.ground, scene.ground.second
     assert second is not None
     record = await _crowd(scene)
-    for number in range(scene.scale(2, 10)):
+    for number in range(scene.share(2, 20)):
         await asyncio.to_thread(second.follow, ground.redis)
         await _flowing(scene, record)
         second.lead()
@@ -108,7 +108,7 @@ async def still_talks(scene: Scene) -> None:
     assert veil is not None
     assert second is not None
     record = await _crowd(scene)
-    for number in range(scene.scale(2, 10)):
+    for number in range(scene.share(2, 20)):
         await asyncio.to_thread(second.follow, ground.redis)
         await _flowing(scene, record)
         second.lead()

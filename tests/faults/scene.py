@@ -139,13 +139,15 @@ class Scene:
         name: of the fault.
         seed: every choice of the run comes from it; the machine's timing does not.
         small: whether it has to be quick rather than thorough.
+        seeds: over how many runs the counts of the table are spread.
     """
 
-    def __init__(self, ground: Ground, name: str, seed: int, *, small: bool) -> None:
+    def __init__(self, ground: Ground, name: str, seed: int, *, small: bool, seeds: int) -> None:
         self.ground = ground
         self.name = name
         self.seed = seed
         self.small = small
+        self.seeds = seeds
         self.chance = random.Random(f"{name} {seed}")
         self.outcome = Outcome()
         self.records: list[Record] = []
@@ -157,6 +159,10 @@ class Scene:
     def scale(self, small: int, full: int) -> int:
         """The number for this size of run."""
         return small if self.small else full
+
+    def share(self, small: int, total: int) -> int:
+        """How often in this run, so that all runs together come to `total`."""
+        return small if self.small else max(small, -(-total // self.seeds))
 
     # -- who takes part
 
@@ -352,12 +358,12 @@ class Grounds:
         self._stack = contextlib.AsyncExitStack()
         self._ground: Ground | None = None
 
-    async def play(self, fault: Fault, seed: int, *, small: bool) -> Outcome:
+    async def play(self, fault: Fault, seed: int, *, small: bool, seeds: int = 1) -> Outcome:
         """One run of a fault, from a ready service to the judgement. A ground that it has broken is given up."""
         if self._ground is None or self._ground.terms != fault.terms:
             await self.close()
             self._ground = await self._stack.enter_async_context(ground(fault.terms))
-        scene = Scene(self._ground, fault.name, seed, small=small)
+        scene = Scene(self._ground, fault.name, seed, small=small, seeds=seeds)
         try:
             await self._ground.ready()
             await fault.run(scene)

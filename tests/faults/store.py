@@ -95,21 +95,21 @@ async def everysec(scene: Scene) -> None:
     """Redis is killed; with `everysec` the process's death loses nothing that the kernel has."""
     record = scene.channel(may_lose=True)
     await _under_load(scene, record)
-    await _kill_store(scene, scene.scale(1, 10), power=False)
+    await _kill_store(scene, scene.share(1, 50), power=False)
 
 
 async def power(scene: Scene) -> None:
     """The machine loses power under `everysec`: the tail of the append-only file is gone."""
     record = scene.channel(may_lose=True)
     await _under_load(scene, record)
-    await _kill_store(scene, scene.scale(2, 10), power=True)
+    await _kill_store(scene, scene.share(2, 50), power=True)
 
 
 async def always(scene: Scene) -> None:
     """Redis is killed under `appendfsync always`."""
     record = scene.channel()
     await _under_load(scene, record)
-    await _kill_store(scene, scene.scale(2, 50), power=False)
+    await _kill_store(scene, scene.share(2, 50), power=False)
     scene.expect(record.resets() == 0, f"{record.resets()} resets")
 
 
@@ -118,7 +118,7 @@ async def pubsub(scene: Scene) -> None:
     record = scene.channel()
     await scene.read(record, scene.scale(8, 20), 2)
     scene.write(record, 5, pause=0.01)
-    for _ in range(scene.scale(3, 12)):
+    for _ in range(scene.share(3, 12)):
         await asyncio.sleep(scene.scale(1, 5) * scene.chance.uniform(0.3, 1))
         scene.ground.command("CLIENT", "KILL", "TYPE", "pubsub")
         took = await scene.whole(record, 10)
@@ -193,7 +193,7 @@ async def swallowed(scene: Scene) -> None:
     record = scene.channel()
     await scene.read(record, 4, 1)
     hand = scene.hand(record)
-    times, before = scene.scale(4, 200), veil.swallowed
+    times, before = scene.share(4, 200), veil.swallowed
     for number in range(times):
         answer = await hand.publish(f"heard {number}")
         assert answer is not None
@@ -211,7 +211,7 @@ async def full(scene: Scene) -> None:
     record = scene.channel()
     await scene.read(record, 6, 2)
     writers = scene.write(record, 3, 1, pause=0.01)
-    for _ in range(scene.scale(2, 10)):
+    for _ in range(scene.share(2, 10)):
         await asyncio.sleep(0.3)
         refused = sum(writer.refused for writer in writers)
         scene.ground.command("CONFIG", "SET", "maxmemory", "1")
@@ -228,7 +228,7 @@ async def disk_full(scene: Scene) -> None:
     redis = scene.ground.redis
     await scene.read(record, 6, 2)
     writers = scene.write(record, 3, 1, pause=0.01)
-    for _ in range(scene.scale(1, 10)):
+    for _ in range(scene.share(1, 10)):
         await asyncio.sleep(0.3)
         refused = sum(writer.refused for writer in writers)
         redis.limit_files(_tail(redis.folder).stat().st_size + scene.chance.randint(0, 3000))
@@ -251,7 +251,7 @@ async def deleted(scene: Scene) -> None:
     for record in kinds.values():
         await scene.read(record, 4, 1)
         scene.write(record, 2, pause=0.02)
-    for _ in range(scene.scale(2, 10)):
+    for _ in range(scene.share(2, 10)):
         gone = scene.chance.sample([reader for reader in scene.readers if reader.native], 4)
         for reader in gone:
             reader.leave()

@@ -27,7 +27,7 @@ async def killed(scene: Scene) -> None:
     record = scene.channel()
     readers = await scene.read(record, scene.scale(40, 400))
     scene.write(record, 3, 2, pause=0.01)
-    for _ in range(scene.scale(2, 20)):
+    for _ in range(scene.share(2, 20)):
         await asyncio.sleep(0.5)
         await _kill_one(scene, readers)
         await scene.ground.ready()
@@ -140,7 +140,7 @@ async def network(scene: Scene) -> None:
     try:
         readers = await scene.read(record, scene.scale(6, 20), 2, port=front.port)
         scene.write(record, 3, 1, pause=0.05, port=front.port)
-        cuts = scene.scale(15, 500)
+        cuts = scene.share(15, 500)
         for _ in range(cuts):
             await asyncio.sleep(scene.chance.uniform(0.02, 0.25))
             front.slices = scene.chance.choice((1, 3, 7, 50))
@@ -165,7 +165,7 @@ async def loss(scene: Scene) -> None:
             scene.note("packets dropped, %", 5 if lossy else 0)
             await scene.read(record, scene.scale(6, 20), 2, port=front.port)
             scene.write(record, 3, 1, pause=0.1, port=front.port)
-            for _ in range(scene.scale(4, 100)):
+            for _ in range(scene.share(4, 100)):
                 await asyncio.sleep(scene.chance.uniform(0.2, 0.8))
                 front.cut_one(scene.chance)
             await scene.quiet()
@@ -223,7 +223,7 @@ async def soak(scene: Scene) -> None:
     record = scene.channel()
     await scene.read(record, 6, 2)
     scene.write(record, 3, pause=0.02)
-    part = scene.scale(2, 120)
+    part = scene.share(2, 150)
     came = await _churn(scene, record, part)
     first = _held(scene)
     came += await _churn(scene, record, part)
