@@ -45,6 +45,7 @@ async def run(arguments: argparse.Namespace, console: Console) -> list[Row]:
         grounds = Grounds()
         try:
             for fault in chosen:
+                started = time.monotonic()
                 for seed in range(arguments.first, arguments.first + arguments.seeds):
                     progress.update(task, description=f"{fault.name} {seed}")
                     outcome = await _play(grounds, fault, seed, arguments)
@@ -52,6 +53,8 @@ async def run(arguments: argparse.Namespace, console: Console) -> list[Row]:
                     for text in outcome.broken:
                         console.print(f"[red]{fault.name}, seed {seed}:[/] {text}", highlight=False)
                     progress.advance(task)
+                row, took = rows[fault.name], time.monotonic() - started
+                console.print(f"{fault.name:<18} {row.passed} of {row.runs}, {took:.0f} s", highlight=False)
         finally:
             await grounds.close()
     return list(rows.values())
