@@ -68,6 +68,18 @@ def _output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
+def merge(folder: Path, outcomes: Sequence[Outcome], about: dict[str, Any]) -> tuple[list[Outcome], dict[str, Any]]:
+    """The recorded run with newer outcomes in place of those of the same scenarios, and what is said of it."""
+    record = json.loads((folder / "results.json").read_text())
+    newer = {outcome.scenario for outcome in outcomes}
+    kept = [Outcome(**each) for each in record["outcomes"] if each["scenario"] not in newer]
+    again = record["about"].get("again", {})
+    again |= dict.fromkeys(sorted(newer), f"{about['date']}, commit `{about['commit']}`")
+    order = list(SCENARIOS)
+    merged = sorted([*kept, *outcomes], key=lambda outcome: (outcome.round, order.index(outcome.scenario)))
+    return merged, {**record["about"], "again": again}
+
+
 def write(folder: Path, outcomes: Sequence[Outcome], about: dict[str, Any], *, page: bool) -> None:
     """Write `results.json`, `table.md` and `ratios.svg` to a folder; with `page` also into docs/performance.md."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -142,6 +154,7 @@ def _about(about: dict[str, Any], table: Table) -> str:
         f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB, Linux {about['kernel']}, "
         f"loopback, load processes: {about['load_processes']}. The host gave {usual:.0%} of its time to others "
         f"(median of all runs; {most:.0%} in the worst).  \n{versions}."
+        + "".join(f"  \n`{name}` was measured again: {when}." for name, when in about.get("again", {}).items())
         + (
             f"\n\n**The machine was busy with other things (load average {about['busy']} at the start): repeat it.**"
             if about["busy"] > QUIET

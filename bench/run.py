@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from bench import figures
 from bench.contenders import CONTENDERS, Contender
 from bench.install import HERE, WORK, Missing, load_program
-from bench.report import goals, machine, number, write
+from bench.report import goals, machine, merge, number, write
 from bench.scenarios import SCENARIOS, Outcome, Scenario, measure
 
 Step = tuple[int, Scenario, Contender]
@@ -57,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "rounds": len({number for number, _, _ in steps}),
         "minutes": round((time.monotonic() - started) / 60, 1),
     }
-    whole = not (options.quick or options.only or options.rounds)
+    whole = options.merge or not (options.quick or options.only or options.rounds)
+    if options.merge:
+        outcomes, about = merge(HERE / "results", outcomes, about)
     folder = options.output or (HERE / "results" if whole else WORK / "results")
     write(folder, outcomes, about, page=whole and options.output is None)
     console.print(Markdown(goals(figures.Table(outcomes))))
@@ -74,7 +76,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, help="3 where nothing is said; workers and crowd run in all of them")
     parser.add_argument("--output", type=Path, help="folder for the results; bench/results only for a whole run")
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--merge", action="store_true",
+        help="put the scenarios that are run into the results of the last whole run, in place of what it has of them",
+    )  # fmt: skip
+    options = parser.parse_args(arguments)
+    if options.merge and (options.quick or any(name in CONTENDERS for name in options.only)):
+        parser.error("--merge takes whole scenarios: all their contenders, at full length")
+    return options
 
 
 QUICK = {
