@@ -255,9 +255,9 @@ async def _ask(broker: RedisBroker) -> list[Finding]:
         while True:
             try:
                 return await broker.examine()
-            except TocsinError:  # not connected yet
+            except TocsinError as error:  # not connected yet
                 if time.monotonic() > deadline:
-                    return [Finding(Level.PROBLEM, broker.problems()[0])]
+                    return [Finding(Level.PROBLEM, next(iter(broker.problems()), error.message))]
                 await asyncio.sleep(0.05)
     finally:
         await broker.close()

@@ -26,6 +26,9 @@ from app.settings import Settings
 
 KILL_SECONDS = 4
 """What a worker has beyond uvicorn's own grace before it is killed."""
+TRIES = 3
+"""How often in a row a worker may be killed from outside before any has served."""
+_STRUCK = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -37,6 +40,7 @@ class Config(uvicorn.Config):
         """Prepare the process if it is a worker, then import the application."""
         if (parent := multiprocessing.parent_process()) is not None:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closing terminal sends it to all; the supervisor decides
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # uvicorn listens
             settings = Settings()
             logs.configure(settings.log_format, settings.log_level)
             threading.Thread(target=_end_with, args=(parent.sentinel,), name="orphan", daemon=True).start()
@@ -109,9 +113,10 @@ class Supervisor(Multiprocess):
             if health.retry_at is None:
                 if worker.process.is_alive() and not self._hangs(worker, health, now):
                     continue
+                struck = worker.exitcode in _STRUCK  # it says nothing about whether the application can start
                 worker.kill()
                 worker.process.join()
-                if not self._announced and not _was_killed(worker):
+                if not self._announced and not (struck and health.failures < TRIES):
                     _log.error("a worker could not start", pid=worker.pid, exit_code=worker.exitcode)
                     self.failed = True
                     self.should_exit.set()
@@ -172,22 +177,17 @@ class Supervisor(Multiprocess):
             super().handle_hup()
 
 
-def _was_killed(worker: Process) -> bool:
-    """Whether a signal ended it: that says nothing about whether the application can start."""
-    return worker.exitcode is not None and worker.exitcode < 0
-
-
 @contextmanager
 def _spawning() -> Iterator[None]:
-    """While workers are spawned: they inherit that Ctrl-C is ignored (until uvicorn listens to it; else each would
+    """While workers are spawned: they inherit that Ctrl-C has to wait (until uvicorn listens to it; else each would
     print a traceback), and do not import our `__main__`, which is the command line.
     """
     main = vars(sys.modules["__main__"])
     kept = {name: main.get(name) for name in ("__spec__", "__file__")}
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     main.update(__spec__=None, __file__=None)
     try:
         yield
     finally:
         main.update(kept)
-        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -147,7 +147,7 @@ class Settings(BaseSettings):
     max_subscriptions: int = Field(default=128, ge=1, le=10_000)
     """Channels that one `tocsin.v1` socket hears at most."""
 
-    ping_seconds: float = Field(default=25, ge=0.1, le=300)
+    ping_seconds: float = Field(default=25, ge=1, le=300)
     """Seconds between two pings. A socket that stays silent for two of them is closed."""
 
     stall_seconds: float = Field(default=30, ge=0.1, le=3600)
@@ -232,6 +232,15 @@ class Settings(BaseSettings):
         if value is not None and KEY.match(value.get_secret_value()) is None:
             raise ValueError("a token needs 16 to 512 printable ASCII characters without spaces")
         return value
+
+    @model_validator(mode="after")
+    def _check_windows(self) -> Settings:
+        if self.ack_timeout >= self.key_seconds:
+            raise ValueError(
+                f"TOCSIN_ACK_TIMEOUT: got {self.ack_timeout:g}; allowed is less than TOCSIN_KEY_SECONDS "
+                f"({self.key_seconds}), or a key has run out before its publish is answered"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_marks(self) -> Settings:

@@ -101,6 +101,7 @@ def _put(page: Path, text: str) -> None:
     page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
 
 
+SUMMARISED = ("fanout", "idle", "ingest")
 SUMMARY = ("tocsin", "fastapi-redis", "socketio", "floor-send", "floor-join")
 
 
@@ -121,6 +122,7 @@ def summary(table: Table, about: dict[str, Any]) -> str:
     head = ["1,000 subscribers, one worker", "CPU a delivery, us: 50 msg/s", "8 in flight", "deliveries/s",
             "KB an idle socket", "CPU us a new socket", "ingest msg/s"]  # fmt: skip
     when = f"{about['date']}, commit `{about['commit'][:7]}`"
+    when += "".join(f"; {name} {then}" for name, then in about.get("again", {}).items() if name in SUMMARISED)
     return (
         _rows(head, rows)
         + f"\n\n`make bench` on {about['cores']} cores with server, Redis and load on one machine ({when}): read the "

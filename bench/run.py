@@ -81,8 +81,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="put the scenarios that are run into the results of the last whole run, in place of what it has of them",
     )  # fmt: skip
     options = parser.parse_args(arguments)
-    if options.merge and (options.quick or any(name in CONTENDERS for name in options.only)):
-        parser.error("--merge takes whole scenarios: all their contenders, at full length")
+    if options.merge and (options.quick or options.rounds or any(name in CONTENDERS for name in options.only)):
+        parser.error("--merge takes whole scenarios: all their contenders and rounds, at full length")
     return options
 
 

@@ -20,7 +20,7 @@ import structlog
 from redis.asyncio.connection import AbstractConnection
 
 from app.brokers import AckLevel, Receipt
-from app.brokers.commands import away
+from app.brokers.commands import away, translate
 from app.brokers.link import Link, Refusal
 from app.brokers.scripts import pack
 from app.core.errors import TocsinError
@@ -160,28 +160,35 @@ class Acks:
         covered, self._covered = self._covered, 0
         if isinstance(proof, Refusal) and "unknown command" in str(proof) and not self.level.replicas:
             self._by_config = True  # before 7.2: there, only `appendfsync always` makes an answer mean a disk
+            apart = False
         else:
-            self._judge(covered, read_reign(info), written if isinstance(written, Refusal) else proof)
+            apart = self._judge(covered, read_reign(info), written if isinstance(written, Refusal) else proof)
         self._ask()
         self.on_released()
-        if isinstance(info, bytes) and read_reign(info) is None:
+        if apart or (isinstance(info, bytes) and read_reign(info) is None):
             self._on_replica()
 
-    def _judge(self, covered: int, reign: bytes | None, proof: Any) -> None:
-        """Tell what a wait covered, or give it up; what was not reached and still has time stays for the next wait."""
+    def _judge(self, covered: int, reign: bytes | None, proof: Any) -> bool:
+        """Tell what a wait covered, or give it up; what was not reached and still has time stays for the next wait.
+        Returns whether the batches went to another primary than the wait: then one of the connections has to move.
+        """
         reached, may_come = self._weigh(proof)
+        lacking = translate(proof).message if isinstance(proof, Refusal) else "this was not reached in time"
         soon = asyncio.get_running_loop().time() + GRAIN
+        apart = False
         for _ in range(covered):
             batch = self._batches[0]
             if batch.reign not in (None, reign):
+                apart = apart or (batch.reign != b"" and reign is not None)
                 self._release(self._unsure(batch.told, "the primary has changed"))
             elif reached or batch.reign is None:
                 self._release(batch.told)
             elif may_come and batch.due > soon:
-                return
+                return apart
             else:
-                self._release(self._unsure(batch.told, "this was not reached in time"))
+                self._release(self._unsure(batch.told, lacking))
         self._release_free()
+        return apart
 
     def _weigh(self, proof: Any) -> tuple[bool, bool]:
         """Whether the answer to a wait says that the level is reached, and whether a longer wait might reach it."""

@@ -86,7 +86,7 @@ def connector(
         pool = ConnectionPool(
             connection_class=PrimaryConnection,
             protocol=2,
-            find=Discovery(address, deadline / 2, on_moved).find,
+            discovery=Discovery(address, deadline / 2, on_moved),
             username=address.username,
             password=address.password,
             db=address.db,

@@ -1,14 +1,14 @@
-"""Which server is the primary now: asked of the Sentinels before every connection, believed of none alone.
+"""Which server is the primary now: asked of the Sentinels before every connection.
 
 A Sentinel that is cut off from the others goes on naming the primary it knew. So all are asked at once, and of what the
-first majority says the newest configuration counts. What a wrong server could do is fenced elsewhere: scripts refuse on
-a replica, and epochs tell two primaries apart.
+first majority says, or those that answer where fewer do, the newest configuration counts. What a wrong server could do
+is fenced elsewhere: scripts refuse on a replica, and epochs tell two primaries apart.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -21,9 +21,6 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
 from app.brokers.address import SentinelAddress
-
-Find = Callable[[], Awaitable[tuple[str, int]]]
-"""Host and port of the primary; raises `NoPrimary` or another error of redis-py."""
 
 _log = structlog.get_logger("tocsin.broker")
 
@@ -39,12 +36,15 @@ class Discovery:
         address: the Sentinels and the name.
         deadline: seconds for the answer of a Sentinel.
         on_moved: called when another server is named than the last time.
+
+    Attributes:
+        last: host and port that were named last.
     """
 
     def __init__(self, address: SentinelAddress, deadline: float, on_moved: Callable[[], None]) -> None:
         self._address = address
         self._on_moved = on_moved
-        self._last: tuple[str, int] | None = None
+        self.last: tuple[str, int] | None = None
         self._options = {
             "username": address.sentinel_username,
             "password": address.sentinel_password,
@@ -64,16 +64,17 @@ class Discovery:
         states = await self._ask()
         if not states:
             raise NoPrimary("Sentinel names no primary that works")
-        newest = max(states, key=lambda state: int(state["config-epoch"]))
-        found = (str(newest["ip"]), int(newest["port"]))
-        if self._last not in (None, found):
+        found = max(states)[1:]
+        if self.last not in (None, found):
             _log.warning("store_primary_moved")
             self._on_moved()
-        self._last = found
+        self.last = found
         return found
 
-    async def _ask(self) -> list[dict[str, Any]]:
-        """What those of the first majority to answer say of a primary that they find working."""
+    async def _ask(self) -> list[tuple[int, str, int]]:
+        """What those of the first majority to answer say of a primary that they find working: the epoch of the
+        configuration, host, port.
+        """
         name, answers, states = self._address.name, 0, []
         reason: RedisError | OSError = NoPrimary("no Sentinel can be asked")
         async with Sentinel(self._address.sentinels, sentinel_kwargs=self._options) as sentinel:  # type: ignore[no-untyped-call]
@@ -85,11 +86,11 @@ class Discovery:
                     except AuthenticationError as error:
                         reason = error
                         continue
-                    except (RedisError, OSError):
+                    except (RedisError, OSError, LookupError, ValueError):  # away, or it answers what no Sentinel does
                         continue
                     answers += 1
                     if state is not None and sentinel.check_master_state(state, name):
-                        states.append(state)
+                        states.append((int(state["config-epoch"]), str(state["ip"]), int(state["port"])))
                     if answers * 2 > len(asked):
                         break
             finally:
@@ -110,15 +111,23 @@ class PrimaryConnection(Connection):
     """A connection that is told where to go each time it connects.
 
     Args:
-        find: tells.
+        discovery: tells.
         options: see `redis.asyncio.connection.Connection`.
     """
 
-    def __init__(self, *, find: Find, **options: Any) -> None:
+    def __init__(self, *, discovery: Discovery, **options: Any) -> None:
         super().__init__(**options)
-        self._find = find
+        self._discovery = discovery
 
     async def connect(self) -> None:
-        """Connect to the primary of this moment."""
-        self.host, self.port = await self._find()
+        """Connect to the primary of this moment.
+
+        Raises:
+            NoPrimary: another one was named meanwhile.
+        """
+        found = await self._discovery.find()
+        self.host, self.port = found
         await super().connect()  # type: ignore[no-untyped-call]
+        if self._discovery.last != found:
+            await self.disconnect()
+            raise NoPrimary("Sentinel names another primary now")

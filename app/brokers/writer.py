@@ -138,8 +138,12 @@ class Writer:
         self._scheduled = False
         if self._flight or not self._queue or not self.link.up:
             return
-        if self._acks is not None and self._acks.held >= self._bounds.queue:
-            return
+        if self._acks is not None:
+            if not self._acks.link.up:  # nobody could be told: better not sent than unknown
+                self._refuse_queue()
+                return
+            if self._acks.held >= self._bounds.queue:
+                return
         loop = asyncio.get_running_loop()
         bounds, queue, flight = self._bounds, self._queue, self._flight
         oldest = loop.time() - bounds.patience
@@ -169,6 +173,21 @@ class Writer:
             self.errors += 1
             guard(call.receipt, away("the message waited too long: it was not sent"))
         self._relieve()
+
+    def _refuse_queue(self) -> None:
+        queue, self._queue, self._queued_bytes = self._queue, deque(), 0
+        self.errors += len(queue)
+        unsent = away("the store is away: the message was not sent")
+        self._tell([(call.receipt, unsent) for call in queue], None)
+        self._relieve()
+
+    def _tell(self, told: list[Told], reign: bytes | None) -> None:
+        """Tell how publishes ended, behind what still waits for its level."""
+        if self._acks is not None:
+            self._acks.take(told, reign)
+            return
+        for receipt, outcome in told:
+            guard(receipt, outcome)
 
     def _relieve(self) -> None:
         bounds = self._bounds
@@ -206,12 +225,8 @@ class Writer:
                 outcome = translate(answer)
             else:
                 outcome = Published(None)
-            if self._acks is None:
-                guard(call.receipt, outcome)
-            else:
-                told.append((call.receipt, outcome))
-        if self._acks is not None:
-            self._acks.take(told, reign)
+            told.append((call.receipt, outcome))
+        self._tell(told, reign)
         self.errors += refusals
         self.published += len(answers) - refusals
         guard(self.on_settled)
@@ -237,16 +252,8 @@ class Writer:
             self._timer.cancel()
             self._timer = None
         flight, self._flight, self._replies = self._flight, [], []
-        queue, self._queue, self._queued_bytes = self._queue, deque(), 0
-        self.errors += len(flight) + len(queue)
+        self.errors += len(flight)
         unknown = away("the store did not answer: it is unknown whether the message was taken")
-        unsent = away("the store is away: the message was not sent")
-        told: list[Told] = [(call.receipt, unknown) for call in flight]
-        told += [(call.receipt, unsent) for call in queue]
-        if self._acks is not None:  # behind what still waits for its level
-            self._acks.take(told, None)
-        else:
-            for receipt, outcome in told:
-                guard(receipt, outcome)
+        self._tell([(call.receipt, unknown) for call in flight], None)
+        self._refuse_queue()
         guard(self.on_settled)
-        self._relieve()

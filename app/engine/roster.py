@@ -112,10 +112,10 @@ class Roster:
     def turn(self) -> None:
         """Once a second: ping the next slice, end who is silent or has stalled for too long."""
         now = asyncio.get_running_loop().time()
-        if self.overslept:
-            log.error("the loop stood still: every socket is aborted unread", seconds=round(now - self._turned, 1))
+        overslept, before, self._turned = self.overslept, self._turned, now
+        if overslept:
+            log.error("the loop stood still: every socket is aborted unread", seconds=round(now - before, 1))
             self._abort_all()
-        self._turned = now
         for peer in [peer for peer, since in self._stalled.items() if now - since > self._stall_seconds]:
             self.aborted += 1
             peer.socket.abort()

@@ -23,7 +23,6 @@ from uvicorn.config import Config
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.server import ServerState
 from websockets.datastructures import Headers
-from websockets.exceptions import InvalidHandshake
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
@@ -128,7 +127,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if request is not None:
             try:
                 self._key, _, _ = _READER.process_request(request)
-            except InvalidHandshake:
+            except Exception:  # noqa: BLE001 - the library says what it makes of it
                 self._refuse_request(request)
             else:
                 self._inbox.put_nowait({"type": "websocket.connect"})
@@ -293,7 +292,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _accept(self, key: str, message: dict[str, Any]) -> None:
         """Send the 101; from here the connection is a `DetachedSocket`, whoever receives from it."""
-        given = Headers(_decode(message.get("headers", ())))  # it refuses what would break out of a line
+        given = Headers(_decode(message.get("headers", ())))  # refuses values that would break out of a line
         if message.get("subprotocol"):
             given["Sec-WebSocket-Protocol"] = message["subprotocol"]
         ours = [b"%b: %b\r\n" % pair for pair in self._server_state.default_headers]

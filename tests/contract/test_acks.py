@@ -6,6 +6,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -225,10 +226,12 @@ async def test_a_lost_connection_leaves_nobody_without_an_answer(
 async def test_the_answer_of_another_reign_proves_nothing(own_server: RedisServer, prefix: str) -> None:
     """The primary was demoted, and leads again without what it had taken: its replicas agree, but on something else."""
     told: list[Published | TocsinError] = []
+    moves: list[None] = []
     with RedisServer() as replica:
         replica.follow(own_server)
         make = connector(own_server.url, "tocsin", 2.0)
-        acks = Acks(make, f"{prefix}:acks", REPLICATED, timeout=2.0, deadline=2.0, on_replica=lambda: None)
+        move = partial(moves.append, None)
+        acks = Acks(make, f"{prefix}:acks", REPLICATED, timeout=2.0, deadline=2.0, on_replica=move)
         acks.link.start()
         try:
             await until(lambda: acks.link.up)
@@ -247,6 +250,7 @@ async def test_the_answer_of_another_reign_proves_nothing(own_server: RedisServe
     assert isinstance(told[0], Unavailable)
     assert "the primary has changed" in told[0].message
     assert isinstance(told[1], Published)
+    assert moves  # whoever wrote is perhaps still with another primary
 
 
 async def test_too_few_replicas_are_a_problem_as_long_as_they_are_missing(own_server: RedisServer, prefix: str) -> None:

@@ -164,6 +164,10 @@ class Scene:
         """How often in this run, so that all runs together come to `total`."""
         return small if self.small else max(small, -(-total // self.seeds))
 
+    def span(self, small: int, full: int) -> int:
+        """The length of a fault: full in the first run of a series."""
+        return small if self.small or self.seed > 1 else full
+
     # -- who takes part
 
     def channel(self, prefix: str = "", **facts: Any) -> Record:

@@ -95,14 +95,14 @@ async def everysec(scene: Scene) -> None:
     """Redis is killed; with `everysec` the process's death loses nothing that the kernel has."""
     record = scene.channel(may_lose=True)
     await _under_load(scene, record)
-    await _kill_store(scene, scene.share(1, 50), power=False)
+    await _kill_store(scene, scene.share(1, 20), power=False)
 
 
 async def power(scene: Scene) -> None:
     """The machine loses power under `everysec`: the tail of the append-only file is gone."""
     record = scene.channel(may_lose=True)
     await _under_load(scene, record)
-    await _kill_store(scene, scene.share(2, 50), power=True)
+    await _kill_store(scene, scene.share(2, 20), power=True)
 
 
 async def always(scene: Scene) -> None:
@@ -153,7 +153,7 @@ async def frozen(scene: Scene) -> None:
     """Redis stands still."""
     redis = scene.ground.redis
     await _out_of_reach(
-        scene, lambda: redis.signal(signal.SIGSTOP), lambda: redis.signal(signal.SIGCONT), scene.scale(4, 30)
+        scene, lambda: redis.signal(signal.SIGSTOP), lambda: redis.signal(signal.SIGCONT), scene.span(4, 30)
     )
 
 
@@ -165,7 +165,7 @@ async def half_open(scene: Scene) -> None:
     def freeze(state: bool) -> None:
         veil.frozen = state
 
-    await _out_of_reach(scene, lambda: freeze(True), lambda: freeze(False), scene.scale(4, 30))
+    await _out_of_reach(scene, lambda: freeze(True), lambda: freeze(False), scene.span(4, 30))
 
 
 async def deaf(scene: Scene) -> None:

@@ -333,11 +333,11 @@ def test_a_redis_that_cannot_be_started_ends_the_start_with_5(tmp_path: Path) ->
 
 
 def test_an_application_that_cannot_start_ends_the_service_with_1(tmp_path: Path) -> None:
-    """No crash loop."""
-    for workers in ("1", "2"):
+    """No crash loop, also where something kills each worker."""
+    for workers, module in (("1", "nowhere"), ("2", "nowhere"), ("2", "stage.doomed")):
         program = (
             "import sys; from app.serve import serve; from app.settings import Settings;"
-            "sys.exit(serve(Settings(), 'tests.nowhere:app'))"
+            f"sys.exit(serve(Settings(), 'tests.{module}:app'))"
         )
         service = Tocsin(tmp_path, command=("-c", program), port="0", workers=workers)  # type: ignore[arg-type]
         service.start()

@@ -70,10 +70,15 @@ def test_every_problem_has_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines == [
         "TOCSIN_PORT: got '70000'; allowed is a whole number from 0 to 65535",
         "TOCSIN_NODE: got 'a/b'; allowed is 1 to 64 of A-Z a-z 0-9 _ . -",
-        "TOCSIN_PING_SECONDS: got 'soon'; allowed is a number from 0.1 to 300",
+        "TOCSIN_PING_SECONDS: got 'soon'; allowed is a number from 1 to 300",
         "TOCSIN_DOCS: got 'maybe'; allowed is true or false",
         "TOCSIN_LOG_LEVEL: got 'loud'; allowed is debug, info, warning, error",
     ]
+
+
+def test_an_answer_comes_before_its_key_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    [line] = problems(monkeypatch, ACK_TIMEOUT="30", KEY_SECONDS="30")
+    assert line.startswith("TOCSIN_ACK_TIMEOUT: got 30; allowed is less than TOCSIN_KEY_SECONDS (30)")
 
 
 def test_the_high_mark_has_room_for_two_messages(monkeypatch: pytest.MonkeyPatch) -> None:
