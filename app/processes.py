@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 
 import structlog
@@ -184,6 +185,7 @@ def _spawning() -> Iterator[None]:
     """
     main = vars(sys.modules["__main__"])
     kept = {name: main.get(name) for name in ("__spec__", "__file__")}
+    resource_tracker.ensure_running()  # each spawn would start it, and it leaves Ctrl-C unblocked
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     main.update(__spec__=None, __file__=None)
     try:
