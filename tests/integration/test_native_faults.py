@@ -86,7 +86,7 @@ async def test_alive_comes_with_every_ping(fragile: Service) -> None:
     async with converse(fragile) as client:
         assert client.welcome["ping"] == 1
         for _ in range(4):
-            assert await client.read() == {"type": "alive"}
+            assert await client.read(alive=True) == {"type": "alive"}
     with Peer(fragile.port, handshake=request(extra="Sec-WebSocket-Protocol: tocsin.v1\r\n")) as peer:
         assert json.loads(peer.read_text())["type"] == "welcome"
         ping = peer.read_frame()

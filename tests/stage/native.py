@@ -28,7 +28,7 @@ class NativeClient:
 
     Attributes:
         welcome: the first frame.
-        waiting: pushes that came before an answer, in order; `alive` is left out.
+        waiting: pushes that came before an answer, in order.
     """
 
     def __init__(self, connection: ClientConnection) -> None:
@@ -37,12 +37,14 @@ class NativeClient:
         self.waiting: deque[Frame] = deque()
         self._refs = 0
 
-    async def read(self) -> Frame:
-        """The next frame, whatever it is."""
-        text = await asyncio.wait_for(self.socket.recv(), PATIENCE)
-        assert isinstance(text, str)
-        frame: Frame = orjson.loads(text)
-        return frame
+    async def read(self, *, alive: bool = False) -> Frame:
+        """The next frame, whatever it is; `alive`, which may come at any time, only where it is asked for."""
+        while True:
+            text = await asyncio.wait_for(self.socket.recv(), PATIENCE)
+            assert isinstance(text, str)
+            frame: Frame = orjson.loads(text)
+            if alive or frame["type"] != "alive":
+                return frame
 
     async def say(self, kind: str, **fields: Any) -> int:
         """Send a command; returns its ref."""
@@ -53,8 +55,7 @@ class NativeClient:
     async def answer(self, ref: Any) -> Frame:
         """The answer to a command; what comes before it waits for `push`."""
         while (frame := await self.read()).get("ref") != ref:
-            if frame["type"] != "alive":
-                self.waiting.append(frame)
+            self.waiting.append(frame)
         return frame
 
     async def ask(self, kind: str, **fields: Any) -> Frame:
@@ -64,8 +65,6 @@ class NativeClient:
     async def push(self, kind: str = "message") -> Frame:
         """The next push, which must be of this kind."""
         frame = self.waiting.popleft() if self.waiting else await self.read()
-        while frame["type"] == "alive":
-            frame = await self.read()
         assert frame["type"] == kind, frame
         return frame
 
