@@ -55,9 +55,11 @@ async def run(arguments: argparse.Namespace, console: Console) -> list[Row]:
                     progress.advance(task)
                 row, took = rows[fault.name], time.monotonic() - started
                 console.print(f"{fault.name:<18} {row.passed} of {row.runs}, {took:.0f} s", highlight=False)
+        except asyncio.CancelledError:  # Ctrl-C: what has been run is reported
+            console.print("interrupted", highlight=False)
         finally:
             await grounds.close()
-    return list(rows.values())
+    return [row for row in rows.values() if row.runs]
 
 
 async def _play(grounds: Grounds, fault: Fault, seed: int, arguments: argparse.Namespace) -> Outcome:
