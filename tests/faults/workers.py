@@ -150,6 +150,7 @@ async def network(scene: Scene) -> None:
             front.slices = scene.chance.choice((1, 3, 7, 50))
             front.cut_one(scene.chance)
         scene.note("cuts", cuts)
+        front.slices = 50  # the proxy needs a turn of its loop for each
         await scene.quiet()
         await scene.whole(record, 20)
     finally:

@@ -108,6 +108,8 @@ class Proxy:
             await asyncio.sleep(self.delay)
         step = self.slices or len(data)
         for at in range(0, len(data), step):
+            if target.is_closing():  # cut meanwhile
+                raise ConnectionResetError
             target.write(data[at : at + step])
             if self.slices:
                 await asyncio.sleep(0)
