@@ -49,6 +49,11 @@ class Ear:
     def lost(self) -> None:
         self.events.append("lost!")
 
+    def confirmed_since_loss(self) -> set[str]:
+        """The channels that were confirmed after the last loss of the reader."""
+        lost = max((at for at, event in enumerate(self.events) if event == "lost!"), default=-1)
+        return set(self.events[lost + 1 :])
+
     def payloads(self, channel: str) -> list[bytes]:
         return [item.payload for name, item in self.items if name == channel and isinstance(item, Publication)]
 
@@ -59,6 +64,7 @@ class Stage:
     def __init__(self, broker: RedisBroker, ear: Ear) -> None:
         self.broker = broker
         self.ear = ear
+        self.channels: set[str] = set()
 
     def send(
         self, channel: str, payload: bytes, *, key: str | None = None, ephemeral: bool = False
@@ -87,6 +93,7 @@ class Stage:
         """Subscribe and wait for the confirmation."""
         seen = self.ear.events.count(channel)
         self.broker.subscribe(channel)
+        self.channels.add(channel)
         await until(lambda: self.ear.events.count(channel) > seen)
 
     async def reconnected(self) -> None:
@@ -95,8 +102,8 @@ class Stage:
         await self.ready()
 
     async def ready(self) -> None:
-        """Wait until the broker has no problem."""
-        await until(lambda: not self.broker.problems())
+        """Wait until the broker has no problem and every subscription is confirmed on the reader at hand."""
+        await until(lambda: not self.broker.problems() and self.channels <= self.ear.confirmed_since_loss())
 
 
 @asynccontextmanager

@@ -178,6 +178,7 @@ async def test_a_demoted_primary_that_still_talks_is_not_believed(prefix: str) -
         async with connected(watched.url, prefix, deadline=0.5, probe_seconds=0.3) as stage:
             await stage.subscribe("room")
             position = await stage.publish("room", b"a")
+            await until(lambda: stage.ear.payloads("room") == [b"a"])
             lonely.signal(signal.SIGSTOP)
             old.signal(signal.SIGSTOP)
             others = watched.sentinels[1:]
