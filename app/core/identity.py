@@ -47,6 +47,8 @@ class Identity:
 
     def may(self, verb: Verb, channel: str, rule: ChannelRule) -> bool:
         """Whether this identity may do `verb` in `channel`, whose rule is `rule`."""
+        if verb is Verb.PRESENCE and not rule.presence:
+            return False
         if self.allows is None:
             return verb in rule.anonymous
         return any(matches(pattern, channel, self.user) for pattern in self.allows.get(verb, ()))

@@ -6,7 +6,7 @@ Nothing here knows how a value is written on a wire or at rest: `protocols` and 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any
@@ -192,12 +192,19 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Subscribe:
-    """The client asks for a channel, from `since`, or from just before the newest `history` messages, or from now."""
+    """The client asks for a channel, from `since`, or from just before the newest `history` messages, or from now.
+
+    Attributes:
+        watch: whether it wants to be told who joins and leaves.
+        info: as a member it says this about itself (JSON text); None: it is none.
+    """
 
     channel: str
     ref: Ref = None
     since: Position | None = None
     history: int = 0
+    watch: bool = False
+    info: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +227,24 @@ class ReadHistory:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadMembers:
+    """The client asks who is in a channel, from where a page before ended."""
+
+    channel: str
+    ref: Ref = None
+    limit: int = 100
+    cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Authenticate:
+    """The client shows a new token of the same user."""
+
+    token: str = field(repr=False)
+    ref: Ref = None
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     """The client asks whether somebody is there."""
 
@@ -234,7 +259,36 @@ class Malformed:
     ref: Ref = None
 
 
-Command = Publish | Subscribe | Unsubscribe | ReadHistory | Ping | Malformed
+Command = Publish | Subscribe | Unsubscribe | ReadHistory | ReadMembers | Authenticate | Ping | Malformed
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One who is in a channel: a user, or an anonymous connection.
+
+    Attributes:
+        member: user id, or client id when anonymous.
+        clients: its connections here.
+        info: what the newest of them says about itself, as JSON text.
+    """
+
+    member: str
+    clients: int
+    info: bytes = b"{}"
+
+
+@dataclass(frozen=True, slots=True)
+class PresencePage:
+    """Some members of a channel.
+
+    Attributes:
+        count: of all members.
+        cursor: where the next page begins; None at the end.
+    """
+
+    members: tuple[Member, ...]
+    count: int
+    cursor: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +300,7 @@ class Welcome:
         ping: seconds between two `Alive`.
         max_data: bytes of a message's data at most.
         key_seconds: how long an idempotency key is remembered.
+        expires_at: when the token ends (Unix seconds), or None.
     """
 
     client: str
@@ -254,6 +309,7 @@ class Welcome:
     ping: float
     max_data: int
     key_seconds: int
+    expires_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +319,7 @@ class Subscribed:
     Attributes:
         recovered: True: exactly the missed ones follow; False: nothing is replayed, reload; None: no `since` given.
         reason: with `recovered=False`.
+        presence: who is here, for who asked for presence.
     """
 
     channel: str
@@ -271,14 +328,16 @@ class Subscribed:
     replayed: int
     reason: str | None = None
     ref: Ref = None
+    presence: PresencePage | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Unsubscribed:
-    """Answer to `Unsubscribe`."""
+    """Answer to `Unsubscribe`; or, unasked, the end of a subscription that a new token does not allow (`reason`)."""
 
     channel: str
     ref: Ref = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +357,34 @@ class HistoryPage:
     publications: tuple[Publication, ...]
     position: Position
     complete: bool
+    ref: Ref = None
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """Answer to `ReadMembers`."""
+
+    channel: str
+    page: PresencePage
+    ref: Ref = None
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceChange:
+    """Who has joined and left since the last one; both empty in a large room, where only `count` is told."""
+
+    channel: str
+    joined: tuple[Member, ...]
+    left: tuple[Member, ...]
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Authenticated:
+    """Answer to `Authenticate`."""
+
+    user: str | None
+    expires_at: float | None
     ref: Ref = None
 
 
@@ -338,4 +425,18 @@ class ComeBack:
     reason: str
 
 
-Event = Welcome | Subscribed | Unsubscribed | Acknowledged | HistoryPage | Pong | Refused | Lost | Alive | ComeBack
+Event = (
+    Welcome
+    | Subscribed
+    | Unsubscribed
+    | Acknowledged
+    | HistoryPage
+    | Members
+    | PresenceChange
+    | Authenticated
+    | Pong
+    | Refused
+    | Lost
+    | Alive
+    | ComeBack
+)

@@ -8,15 +8,17 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from typing import Annotated, Any, assert_never
+from typing import Annotated, Any, Literal, assert_never
 
 import msgspec
 import orjson
 
-from app.core.errors import BadRequest, TocsinError, UnknownType, UnsupportedType
+from app.core.errors import BadRequest, TocsinError, TooLarge, UnknownType, UnsupportedType
 from app.core.messages import (
     Acknowledged,
     Alive,
+    Authenticate,
+    Authenticated,
     ComeBack,
     Command,
     Event,
@@ -24,12 +26,17 @@ from app.core.messages import (
     Kind,
     Lost,
     Malformed,
+    Member,
+    Members,
     Ping,
     Pong,
     Position,
+    PresenceChange,
+    PresencePage,
     Publication,
     Publish,
     ReadHistory,
+    ReadMembers,
     Ref,
     Refused,
     Subscribe,
@@ -42,10 +49,16 @@ from app.protocols import Message
 
 DEPTH = 32
 """Nesting of `data` at most; the command around it is one level more."""
+INFO = 1024
+"""Bytes of what a member says about itself, at most."""
 
 _INTEGER = 2**63
 _Ref = Annotated[int, msgspec.Meta(ge=-_INTEGER, le=_INTEGER - 1)] | Annotated[str, msgspec.Meta(max_length=64)] | None
 _Key = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{16,64}\Z")]
+
+
+class _Attend(msgspec.Struct):
+    info: msgspec.Raw = msgspec.Raw(b"{}")
 
 
 class _Subscribe(msgspec.Struct, tag="subscribe"):
@@ -53,7 +66,7 @@ class _Subscribe(msgspec.Struct, tag="subscribe"):
     ref: _Ref = None
     since: str | None = None
     history: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
-    presence: Any = None
+    presence: Literal["watch"] | _Attend | None = None
 
 
 class _Unsubscribe(msgspec.Struct, tag="unsubscribe"):
@@ -78,8 +91,23 @@ class _History(msgspec.Struct, tag="history"):
     limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
 
 
+class _Presence(msgspec.Struct, tag="presence"):
+    channel: str
+    ref: _Ref = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
+    cursor: Annotated[str, msgspec.Meta(max_length=512)] | None = None
+
+
+class _Authenticate(msgspec.Struct, tag="authenticate"):
+    token: str
+    ref: _Ref = None
+
+
 class _Ping(msgspec.Struct, tag="ping"):
     ref: _Ref = None
+
+
+_Given = _Subscribe | _Unsubscribe | _Publish | _History | _Presence | _Authenticate | _Ping
 
 
 class _Head(msgspec.Struct):
@@ -89,9 +117,9 @@ class _Head(msgspec.Struct):
     ref: Any = None
 
 
-_DECODER = msgspec.json.Decoder(_Subscribe | _Unsubscribe | _Publish | _History | _Ping)
+_DECODER = msgspec.json.Decoder(_Given)
 _HEAD = msgspec.json.Decoder(_Head)
-_TYPES = ("subscribe", "unsubscribe", "publish", "history", "ping")
+_TYPES = ("subscribe", "unsubscribe", "publish", "history", "presence", "authenticate", "ping")
 # To the end of the text where a string has none: it is looked at once, whatever a client sends.
 _STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _BRACKETS = bytes.maketrans(b"{}", b"[]")
@@ -170,8 +198,10 @@ def _object(event: Event) -> dict[str, Any]:
         case Acknowledged(position, duplicate, ref):
             identity = None if position is None else str(position)
             return _answer("published", ref, id=identity, duplicate=duplicate)
-        case Subscribed(channel, position, recovered, replayed, reason, ref):
-            more = {} if reason is None else {"reason": reason}
+        case Subscribed(channel, position, recovered, replayed, reason, ref, presence):
+            more: dict[str, Any] = {} if reason is None else {"reason": reason}
+            if presence is not None:
+                more |= {"members": [member_object(member) for member in presence.members], "count": presence.count}
             return _answer(
                 "subscribed",
                 ref,
@@ -181,13 +211,26 @@ def _object(event: Event) -> dict[str, Any]:
                 replayed=replayed,
                 **more,
             )
-        case Unsubscribed(channel, ref):
-            return _answer("unsubscribed", ref, channel=channel)
+        case Unsubscribed(channel, ref, reason):
+            more = {} if reason is None else {"reason": reason}
+            return _answer("unsubscribed", ref, channel=channel, **more)
         case HistoryPage(channel, publications, position, complete, ref):
             messages = [message(channel, item) for item in publications]
             return _answer(
                 "history", ref, channel=channel, messages=messages, position=str(position), complete=complete
             )
+        case Members(channel, page, ref):
+            return _answer("presence", ref, channel=channel, **members_object(page))
+        case PresenceChange(channel, joined, left, count):
+            return {
+                "type": "presence",
+                "channel": channel,
+                "joined": [member_object(member) for member in joined],
+                "left": [member_object(member) for member in left],
+                "count": count,
+            }
+        case Authenticated(user, expires_at, ref):
+            return _answer("authenticated", ref, user=user, expires_at=_seconds(expires_at))
         case Pong(ref):
             return _answer("pong", ref)
         case Refused(error, ref):
@@ -198,41 +241,74 @@ def _object(event: Event) -> dict[str, Any]:
             return {"type": "alive"}
         case ComeBack(after, reason):
             return {"type": "reconnect", "after": round(after, 3), "reason": reason}
-        case Welcome(client, user, worker, ping, max_data, key_seconds):
+        case Welcome(client, user, worker, ping, max_data, key_seconds, expires_at):
             return {
                 "type": "welcome",
                 "client": client,
                 "user": user,
                 "worker": worker,
-                "ping": int(ping) if ping.is_integer() else ping,
+                "ping": _seconds(ping),
                 "max_data": max_data,
                 "key_seconds": key_seconds,
-                "expires_at": None,
+                "expires_at": _seconds(expires_at),
             }
         case _:
             assert_never(event)
+
+
+def member_object(member: Member) -> dict[str, Any]:
+    """One member; its info stays the text that it gave: serialise with orjson."""
+    return {"member": member.member, "clients": member.clients, "info": orjson.Fragment(member.info)}
+
+
+def members_object(page: PresencePage) -> dict[str, Any]:
+    """A page of members, as `presence` and REST answer it."""
+    return {
+        "members": [member_object(member) for member in page.members],
+        "count": page.count,
+        "cursor": page.cursor,
+    }
+
+
+def _seconds(seconds: float | None) -> float | None:
+    """Whole seconds as an integer: clients read them so."""
+    return int(seconds) if seconds is not None and float(seconds).is_integer() else seconds
 
 
 def _answer(kind: str, ref: Ref, **fields: Any) -> dict[str, Any]:
     return {"type": kind, **fields} if ref is None else {"type": kind, "ref": ref, **fields}
 
 
-def _command(given: _Subscribe | _Unsubscribe | _Publish | _History | _Ping) -> Command:
+def _command(given: _Given) -> Command:
     match given:
         case _Publish():
             return _publish(given)
         case _Subscribe(channel=channel, ref=ref, since=since, history=history, presence=presence):
-            if presence is not None:
-                raise BadRequest("presence is not served by this version")
-            return Subscribe(channel, ref, _position(since), history)
+            info = _info(presence) if isinstance(presence, _Attend) else None
+            return Subscribe(channel, ref, _position(since), history, presence is not None, info)
         case _Unsubscribe(channel=channel, ref=ref):
             return Unsubscribe(channel, ref)
         case _History(channel=channel, ref=ref, since=since, before=before, limit=limit):
             return ReadHistory(channel, ref, _position(since), _position(before), limit)
+        case _Presence(channel=channel, ref=ref, limit=limit, cursor=cursor):
+            return ReadMembers(channel, ref, limit, cursor)
+        case _Authenticate(token=token, ref=ref):
+            return Authenticate(token, ref)
         case _Ping(ref=ref):
             return Ping(ref)
         case _:
             assert_never(given)
+
+
+def _info(given: _Attend) -> bytes:
+    """What a member says about itself: any JSON object of at most `INFO` bytes."""
+    info = bytes(given.info)
+    if len(info) > INFO:
+        raise TooLarge(f"`info` has at most {INFO} bytes")
+    if not info.startswith(b"{"):
+        raise BadRequest("`info` is a JSON object")
+    _check_readable(info)
+    return info
 
 
 def _position(text: str | None) -> Position | None:
@@ -262,7 +338,7 @@ def _check_readable(payload: bytes) -> None:
     try:
         orjson.loads(payload)
     except orjson.JSONDecodeError as error:
-        raise BadRequest(f"`data` is not for every reader of JSON: {error.msg}") from None
+        raise BadRequest(f"this JSON is not for every reader: {error.msg}") from None
 
 
 def _check_depth(payload: bytes) -> None:
