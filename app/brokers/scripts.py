@@ -11,7 +11,7 @@ import hiredis
 
 Argument = bytes | str | int
 
-SETTLING = frozenset({"publish", "sync", "tops", "extract", "clear"})
+SETTLING = frozenset({"publish", "sync", "tops", "extract", "clear", "refusals"})
 """Scripts that begin with `settle.lua`."""
 
 

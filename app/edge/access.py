@@ -1,6 +1,7 @@
-"""Who gets in: the loopback rule, the Origin rule and API keys, before anything else happens.
+"""Who gets in: the loopback rule, the Origin rule, API keys and tokens, before anything else happens.
 
-With nothing configured only this machine may come in. What one may do inside a channel is `core.identity`.
+With nothing configured only this machine may come in. What one may do inside a channel is `core.identity`. Nothing of
+a URL counts as a credential.
 """
 
 from __future__ import annotations
@@ -8,20 +9,22 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
-from app.core.errors import Forbidden, Unauthorized
+from app.core.errors import BadRequest, Forbidden, Unauthorized
 from app.core.identity import ApiKey, Identity
+from app.edge.keys import Tokens
+from app.protocols import BEARER
 
 NOT_LOOPBACK = (
-    "no authentication is configured, so only this machine may connect: set TOCSIN_API_KEYS, or let everyone in with "
-    "TOCSIN_ALLOW_ANONYMOUS=true"
+    "no authentication is configured, so only this machine may connect: set TOCSIN_JWT_SECRET or TOCSIN_API_KEYS, or "
+    "let everyone in with TOCSIN_ALLOW_ANONYMOUS=true"
 )
-_NAMES = frozenset({b"host", b"origin", b"x-api-key"})
+_NAMES = frozenset({b"host", b"origin", b"x-api-key", b"authorization", b"cookie", b"sec-fetch-site"})
 _ANONYMOUS = Identity()
 _MASTER = Identity(admin=True)
 """Who comes in while only this machine may."""
@@ -36,12 +39,18 @@ class Access:
         origins: web origins that may connect beside the service's own (`https://example.org`).
         anonymous: whether one without credentials may come in.
         configured: whether any authentication is configured.
+        tokens: verifies tokens; None where none are taken.
+        cookie: name of the cookie that may carry a token, or None.
+        refuse: raises where a user or token has been revoked, or that cannot be known.
     """
 
     keys: Sequence[ApiKey]
     origins: frozenset[str]
     anonymous: bool
     configured: bool
+    tokens: Tokens | None
+    cookie: str | None
+    refuse: Callable[[Identity], None]
 
     @property
     def sheltered(self) -> bool:
@@ -60,25 +69,83 @@ class Access:
             if not server or not is_loopback(str(server[0])) or not is_loopback_name(host):
                 raise Forbidden(NOT_LOOPBACK)
 
-    def identify(self, scope: Mapping[str, Any]) -> Identity:
+    async def identify(
+        self, scope: Mapping[str, Any], offered: Sequence[str] = (), *, cookie: bool = True
+    ) -> Identity:
         """Who sent an admitted request.
 
+        Args:
+            scope: of the request.
+            offered: subprotocols, one of which may carry a token (`tocsin.bearer.<jwt>`).
+            cookie: whether a cookie may say who it is.
+
         Raises:
-            Forbidden: sent by a foreign web page.
+            Forbidden: sent by a foreign web page, or revoked.
             Unauthorized: no credentials where they are needed, or bad ones.
+            BadRequest: more than one credential.
+            Unavailable: whether it is revoked, or the keys for its token, cannot be known now.
         """
-        found = {name: value.decode("latin-1") for name, value in scope["headers"] if name in _NAMES}
-        host = found.get(b"host", "")
-        sheltered = self.sheltered
+        found: dict[bytes, str] = {}
+        for name, value in scope["headers"]:
+            if name in _NAMES:
+                text = value.decode("latin-1")
+                if name == b"cookie":  # RFC 9113 section 8.2.3: may come in pieces
+                    found[name] = f"{found[name]}; {text}" if name in found else text
+                elif name in found:
+                    raise BadRequest(f"the header {name.decode()} came twice")
+                else:
+                    found[name] = text
         if b"origin" in found:
-            self._require_origin(found[b"origin"], host)
-        if b"x-api-key" in found:
-            return self._identify_key(found[b"x-api-key"])
-        if sheltered:
+            self._require_origin(found[b"origin"], found.get(b"host", ""))
+        shown = [found[b"x-api-key"]] if b"x-api-key" in found else []
+        tokens = [name[len(BEARER) :] for name in offered if name.startswith(BEARER)]
+        scheme, _, rest = found.get(b"authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            tokens.append(rest.strip())
+        if len(shown) + len(tokens) > 1:
+            raise BadRequest("give one credential: an API key or a token, in one place")
+        if shown:
+            return self._identify_key(shown[0])
+        if not tokens and cookie and self.cookie is not None:
+            tokens = self._read_cookie(self.cookie, found)
+        if tokens:
+            return await self.verify(tokens[0])
+        if self.sheltered:
             return _MASTER
         if self.anonymous:
             return _ANONYMOUS
-        raise Unauthorized("credentials are needed: send an API key as X-API-Key")
+        if self.tokens is None:
+            raise Unauthorized("credentials are needed: send an API key as X-API-Key")
+        raise Unauthorized(
+            "credentials are needed: send a token as `Authorization: Bearer`, or from a browser as the subprotocol "
+            "`tocsin.bearer.<token>`"
+        )
+
+    async def verify(self, token: str) -> Identity:
+        """Who a token says it is.
+
+        Raises:
+            Unauthorized: it is not good.
+            Forbidden: it, or its user, is revoked.
+            Unavailable: that cannot be known now.
+        """
+        if self.tokens is None:
+            raise Unauthorized("no tokens are taken here: set TOCSIN_JWT_SECRET, or leave the token away")
+        identity = await self.tokens.verify(token)
+        self.refuse(identity)
+        return identity
+
+    @staticmethod
+    def _read_cookie(wanted: str, found: Mapping[bytes, str]) -> list[str]:
+        """The token in the cookie. A browser sends it whoever has asked, so it counts only where the browser says that
+        a page of ours or of a listed origin has (Origin, or Sec-Fetch-Site where it sends no Origin).
+        """
+        pairs = (pair.partition("=") for pair in found.get(b"cookie", "").split(";"))
+        tokens = [value.strip().strip('"') for name, _, value in pairs if name.strip() == wanted]
+        if len(tokens) > 1:
+            raise BadRequest("the cookie with the token came twice")
+        ours = b"origin" in found or found.get(b"sec-fetch-site") == "same-origin"
+        return tokens if ours else []
 
     def _identify_key(self, shown: str) -> Identity:
         digest = hashlib.sha256(shown.encode("latin-1")).digest()

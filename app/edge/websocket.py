@@ -6,6 +6,7 @@ is freed; elsewhere it drives the same connection from a receive loop.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,16 +17,18 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from app.brokers import Broker
-from app.core.errors import BadRequest, Draining, Forbidden, TocsinError, Unavailable
+from app.core.errors import BadRequest, Close, Draining, Forbidden, TocsinError, Unavailable
 from app.core.identity import Identity, rule_for
 from app.core.messages import ChannelRule, Position, Subscribe, Verb, Welcome, check_channel
 from app.core.session import NativeSession, PlainSession
 from app.edge.access import Access
 from app.edge.answers import answer
+from app.engine.admissions import Admissions
 from app.engine.catchup import CatchUp
 from app.engine.connection import Connection
 from app.engine.conversation import NativeConnection
 from app.engine.hub import Hub
+from app.engine.presence import Presence
 from app.engine.roster import Roster
 from app.protocols import Codec, Conversation, negotiate
 from app.sockets import EXTENSION, Handover, Limits
@@ -44,6 +47,7 @@ class Request:
 
     Attributes:
         subscribe: the one channel of a plain socket and where to begin; None for native, which asks in frames.
+        address: from where it comes, as far as proxies are trusted.
     """
 
     identity: Identity
@@ -52,6 +56,7 @@ class Request:
     subscribe: Subscribe | None = None
     rule: ChannelRule | None = None
     echo: bool = True
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,7 @@ class WebSocketEdge:
         problems: why upgrades are refused right now.
         new_client: an unguessable client id.
         welcome: the first event of a native session, for a client id and a user.
+        refuses: whether somebody is known to be revoked.
     """
 
     access: Access
@@ -78,6 +84,9 @@ class WebSocketEdge:
     catchup: CatchUp
     broker: Broker
     roster: Roster
+    admissions: Admissions
+    presence: Presence
+    refuses: Callable[[Identity], bool]
     capacity: int
     limits: Limits
     max_subscriptions: int
@@ -85,16 +94,17 @@ class WebSocketEdge:
     new_client: Callable[[], str]
     welcome: Callable[[str, str | None], Welcome]
 
-    def check(self, scope: Scope, query: Mapping[str, str], offered: Sequence[str]) -> Request:
+    async def check(self, scope: Scope, query: Mapping[str, str], offered: Sequence[str]) -> Request:
         """Everything that can be refused before the upgrade without asking the store.
 
         Raises:
             TocsinError: with the HTTP status of the refusal.
         """
         self.access.admit(scope)
-        identity = self.access.identify(scope)
+        identity = await self.access.identify(scope, offered)
         codec, subprotocol = negotiate(offered, (self.plain, self.native))
-        request = Request(identity, codec, subprotocol)
+        client = scope.get("client")
+        request = Request(identity, codec, subprotocol, address=client[0] if client else "")
         if codec is self.plain:
             request = self._check_plain(request, query)
         if self.roster.draining:
@@ -103,6 +113,7 @@ class WebSocketEdge:
             raise Unavailable("this worker is full", retry_after=5.0)
         if self.problems():
             raise Unavailable("the service is not ready", retry_after=1.0)
+        self.admissions.check(identity, request.address, asyncio.get_running_loop().time())
         return request
 
     def _check_plain(self, request: Request, query: Mapping[str, str]) -> Request:
@@ -122,7 +133,7 @@ class WebSocketEdge:
         """Serve one upgrade. What is under way counts against the capacity."""
         websocket = WebSocket(scope, receive, send)
         try:
-            request = self.check(scope, websocket.query_params, scope.get("subprotocols", ()))
+            request = await self.check(scope, websocket.query_params, scope.get("subprotocols", ()))
             self.roster.opening += 1
             try:
                 start = self._start_native if request.subscribe is None else self._start_plain
@@ -130,6 +141,7 @@ class WebSocketEdge:
             finally:
                 self.roster.opening -= 1
         except TocsinError as error:
+            self.admissions.refused += 1
             await deny(websocket, error)
             return
         if drive is not None:
@@ -138,8 +150,14 @@ class WebSocketEdge:
     async def _start_native(self, websocket: WebSocket, request: Request, receive: Receive, send: Send) -> Drive:
         await websocket.accept(request.subprotocol)
         client = self.new_client()
-        user = request.identity.user
-        session = NativeSession(client, request.identity, self.rules, self.limits.message, self.max_subscriptions)
+        session = NativeSession(
+            client,
+            request.identity,
+            self.rules,
+            self.limits.message,
+            self.max_subscriptions,
+            self.admissions.meter(request.identity),
+        )
         connection = NativeConnection(
             session=session,
             codec=self.native,
@@ -147,7 +165,11 @@ class WebSocketEdge:
             catchup=self.catchup,
             broker=self.broker,
             roster=self.roster,
-            welcome=self.welcome(client, user),
+            admissions=self.admissions,
+            presence=self.presence,
+            verify=self.access.verify,
+            welcome=replace(self.welcome(client, request.identity.user), expires_at=request.identity.expires_at),
+            address=self._counted(request),
         )
         limits = replace(self.limits, message=self.limits.message + FRAME_SLACK)
         return self._hand_over(connection, limits, websocket.scope, receive, send)
@@ -166,12 +188,20 @@ class WebSocketEdge:
                 resumed, follower = await self.catchup.begin(channel, subscribe.history)
             await websocket.accept(request.subprotocol)
             connection = Connection(
-                session=PlainSession(self.new_client(), request.identity, subscribe.channel, rule),
+                session=PlainSession(
+                    self.new_client(),
+                    request.identity,
+                    subscribe.channel,
+                    rule,
+                    self.admissions.meter(request.identity),
+                ),
                 codec=request.codec,
                 hub=self.hub,
                 catchup=self.catchup,
                 broker=self.broker,
                 roster=self.roster,
+                admissions=self.admissions,
+                address=self._counted(request),
             )
             drive = self._hand_over(connection, self.limits, websocket.scope, receive, send)
             connection.opened(subscribe, resumed)
@@ -182,16 +212,22 @@ class WebSocketEdge:
                 self.hub.release(channel)
         return drive
 
-    @staticmethod
-    def _hand_over(connection: Connection, limits: Limits, scope: Scope, receive: Receive, send: Send) -> Drive:
+    def _counted(self, request: Request) -> str | None:
+        return request.address if self.admissions.counts_addresses else None
+
+    def _hand_over(self, connection: Connection, limits: Limits, scope: Scope, receive: Receive, send: Send) -> Drive:
         """Give the connection its socket. Returns what drives it, where the server does not."""
         handover: Handover | None = scope.get("extensions", {}).get(EXTENSION)
         if handover is not None:
             connection.open(handover(connection, limits))
-            return None
-        socket = AsgiSocket(receive, send, limits)
-        connection.open(socket)
-        return partial(socket.run, connection)
+            drive = None
+        else:
+            socket = AsgiSocket(receive, send, limits)
+            connection.open(socket)
+            drive = partial(socket.run, connection)
+        if self.refuses(connection.identity):  # revoked while the upgrade was under way
+            connection.socket.close(Close.FORBIDDEN, "revoked")
+        return drive
 
 
 async def deny(websocket: WebSocket, error: TocsinError) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import assert_never
 
@@ -10,12 +11,22 @@ import structlog
 from app.brokers import Broker
 from app.core.continuity import Follower, Gap, Resumed
 from app.core.errors import Close, TocsinError
-from app.core.messages import (
-    Published,
-    Ref,
-    Subscribe,
+from app.core.identity import Identity
+from app.core.messages import Published, Ref, Subscribe
+from app.core.session import (
+    Absent,
+    Disconnect,
+    Effect,
+    Extract,
+    Leave,
+    Open,
+    Say,
+    Session,
+    Store,
+    Survey,
+    Verify,
 )
-from app.core.session import Disconnect, Effect, Extract, Leave, Open, Say, Session, Store
+from app.engine.admissions import Admissions
 from app.engine.catchup import CatchUp
 from app.engine.channel import Channel, Subscription
 from app.engine.hub import Hub
@@ -25,8 +36,10 @@ from app.sockets import Chunk, Socket
 
 log = structlog.get_logger("tocsin.connection")
 
-CONGESTED, SLOW, BUSY = 1, 2, 4
-"""Why nothing is read from a client: the store has too much to take, it reads too slowly, it has enough under way."""
+CONGESTED, SLOW, BUSY, RATED = 1, 2, 4, 8
+"""Why nothing is read from a client: the store has too much to take, it reads too slowly, it has enough under way, it
+has published more than its rate.
+"""
 
 
 class Connection:
@@ -39,16 +52,21 @@ class Connection:
         catchup: for when it is behind.
         broker: the store.
         roster: keep-alive and the end.
+        admissions: its limits and the end of its token.
+        address: from where it comes, where that is counted.
     """
 
     __slots__ = (
+        "_admissions",
         "_broker",
         "_catchup",
         "_holds",
         "_hub",
         "_roster",
         "_subscriptions",
+        "address",
         "closed",
+        "closes_at",
         "codec",
         "session",
         "slot",
@@ -66,17 +84,27 @@ class Connection:
         catchup: CatchUp,
         broker: Broker,
         roster: Roster,
+        admissions: Admissions,
+        address: str | None = None,
     ) -> None:
         self.session = session
         self.codec = codec
+        self.address = address
         self._hub = hub
         self._catchup = catchup
         self._broker = broker
         self._roster = roster
+        self._admissions = admissions
         self._subscriptions: dict[str, Subscription] = {}
         self._holds = 0
         self.slot = 0
+        self.closes_at = 0
         self.closed = False
+
+    @property
+    def identity(self) -> Identity:
+        """Who it is."""
+        return self.session.identity
 
     @property
     def held(self) -> bool:
@@ -92,6 +120,7 @@ class Connection:
         """The connection begins."""
         self.socket = socket
         self._roster.add(self)
+        self._admissions.enter(self)
 
     def hear(self, channel: Channel, follower: Follower, *, echo: bool = True) -> None:
         """Begin to hear `channel`, which `Hub.open` holds for this connection, from the follower's position."""
@@ -109,21 +138,23 @@ class Connection:
 
     def on_text(self, payload: bytes) -> None:
         """A text message from the client."""
-        if self._roster.overslept:
+        now = self._roster.awake()
+        if now is None:
             self.socket.abort()
             return
         try:
-            self._perform(self.session.receive(self.codec.decode_text(payload)))
+            self._perform(self.session.receive(self.codec.decode_text(payload), now))
         except Exception as error:  # noqa: BLE001 - a client's message costs that client at most
             self._fault(error)
 
     def on_binary(self, payload: bytes) -> None:
         """A binary message from the client."""
-        if self._roster.overslept:
+        now = self._roster.awake()
+        if now is None:
             self.socket.abort()
             return
         try:
-            self._perform(self.session.receive(self.codec.decode_binary(payload)))
+            self._perform(self.session.receive(self.codec.decode_binary(payload), now))
         except Exception as error:  # noqa: BLE001 - as above
             self._fault(error)
 
@@ -146,6 +177,7 @@ class Connection:
         for channel in list(self._subscriptions):
             self._leave(channel)
         self._roster.remove(self)
+        self._admissions.leave(self)
 
     def on_shutdown(self) -> None:
         """The server is stopping."""
@@ -165,14 +197,17 @@ class Connection:
 
     def _perform(self, effect: Effect | None) -> None:
         match effect:
-            case Store(draft, ref):
+            case Store(draft, ref, wait):
                 self._broker.publish(draft, self._stored if ref is None else partial(self._answered, ref))
                 self._mind_congestion()
+                if wait and not self._holds & RATED:
+                    self._hold(RATED)
+                    asyncio.get_running_loop().call_later(wait, self._release, RATED)
             case Disconnect(code, reason):
                 self.socket.close(code, reason)
             case Leave(channel):
                 self._leave(channel)
-            case Open() | Extract() | Say() | None:  # no plain session has these effects
+            case Open() | Absent() | Extract() | Survey() | Verify() | Say() | None:  # no plain session has these effects
                 pass
             case _:
                 assert_never(effect)

@@ -6,16 +6,44 @@ Those of one turn of the loop leave in one write. Whatever has its place among a
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import structlog
 
 from app.brokers import Broker
 from app.core.errors import NotSubscribed, TocsinError
-from app.core.messages import Acknowledged, Alive, ComeBack, Event, Pong, ReadHistory, Refused, Subscribe, Welcome
-from app.core.session import Disconnect, Effect, Extract, Leave, NativeSession, Open, Say
+from app.core.identity import Identity
+from app.core.messages import (
+    Acknowledged,
+    Alive,
+    Authenticate,
+    ComeBack,
+    Event,
+    Pong,
+    PresencePage,
+    ReadHistory,
+    ReadMembers,
+    Refused,
+    Subscribe,
+    Welcome,
+)
+from app.core.session import (
+    Absent,
+    Disconnect,
+    Effect,
+    Extract,
+    Leave,
+    NativeSession,
+    Open,
+    Say,
+    Survey,
+    Verify,
+)
+from app.engine.admissions import Admissions
 from app.engine.catchup import CatchUp
 from app.engine.connection import BUSY, SLOW, Connection
 from app.engine.hub import Hub
+from app.engine.presence import Presence
 from app.engine.roster import Roster
 from app.protocols import Conversation
 from app.sockets import Chunk, Socket, Unit
@@ -24,18 +52,26 @@ log = structlog.get_logger("tocsin.connection")
 
 PAGE_BYTES = 1_048_576
 """Bytes of messages in one page of history at most."""
+MEMBERS = 100
+"""Members that the answer to a subscribe lists at most."""
 UNDER_WAY = 128
 """Subscribes of one client that may wait for the store, abandoned ones included; or one page of history."""
+
+
+_Asked = Subscribe | ReadHistory | ReadMembers | Authenticate
+"""Commands whose answer takes a while."""
 
 
 class NativeConnection(Connection):
     """A connection whose format has answers. Those of one turn of the loop leave in one write.
 
     Args:
+        presence: who is where.
+        verify: who a token says it is; raises a `TocsinError`.
         welcome: the first event.
     """
 
-    __slots__ = ("_answers", "_opening", "_under_way", "_welcome")
+    __slots__ = ("_answers", "_attending", "_opening", "_presence", "_under_way", "_verify", "_welcome")
 
     session: NativeSession
     codec: Conversation
@@ -49,9 +85,25 @@ class NativeConnection(Connection):
         catchup: CatchUp,
         broker: Broker,
         roster: Roster,
+        admissions: Admissions,
+        presence: Presence,
+        verify: Callable[[str], Awaitable[Identity]],
         welcome: Welcome,
+        address: str | None = None,
     ) -> None:
-        super().__init__(session=session, codec=codec, hub=hub, catchup=catchup, broker=broker, roster=roster)
+        super().__init__(
+            session=session,
+            codec=codec,
+            hub=hub,
+            catchup=catchup,
+            broker=broker,
+            roster=roster,
+            admissions=admissions,
+            address=address,
+        )
+        self._presence = presence
+        self._verify = verify
+        self._attending: set[str] | None = None
         self._welcome: Welcome | None = welcome
         self._answers: list[Unit] | None = None
         self._opening: dict[str, Subscribe] | None = None
@@ -102,16 +154,21 @@ class NativeConnection(Connection):
                 if opening is not None:
                     self._say(Refused(NotSubscribed("left before the channel was open"), opening.ref))
                 super()._perform(effect)
+                self._stay_away(channel)
                 self._say(event)
-            case Extract(command):
+            case Absent(channel):
+                self._stay_away(channel)
+            case Extract(command) | Survey(command):
                 self._ask(command, UNDER_WAY)
+            case Verify(command):
+                self._ask(command, 1)
             case Disconnect():
                 self._write_answers()
                 super()._perform(effect)
             case _:
                 super()._perform(effect)
 
-    def _ask(self, command: Subscribe | ReadHistory, share: int) -> None:
+    def _ask(self, command: _Asked, share: int) -> None:
         """Begin what needs an answer of the store. A client with enough of that under way is not read from: neither
         tasks nor pages pile up.
         """
@@ -120,12 +177,17 @@ class NativeConnection(Connection):
             self._hold(BUSY)
         self._hub.spawn(self._await(command, share))
 
-    async def _await(self, command: Subscribe | ReadHistory, share: int) -> None:
+    async def _await(self, command: _Asked, share: int) -> None:
         try:
-            if isinstance(command, Subscribe):
-                await self._open(command)
-            else:
-                await self._extract(command)
+            match command:
+                case Subscribe():
+                    await self._open(command)
+                case ReadHistory():
+                    await self._extract(command)
+                case ReadMembers():
+                    await self._survey(command)
+                case Authenticate():
+                    await self._authenticate(command)
         except Exception as error:  # noqa: BLE001 - as in `on_text`
             self._fault(error)
         finally:
@@ -146,15 +208,48 @@ class NativeConnection(Connection):
                 resumed, follower = await self._catchup.resume(channel, command.since)
             else:
                 resumed, follower = await self._catchup.begin(channel, command.history)
+            present = await self._attend(command) if command.watch else None
             if self._is_opening(command):
                 held = False
-                self.opened(command, resumed)
+                self._perform(self.session.on_opened(command, resumed, present))
                 self.hear(channel, follower)
         except TocsinError as error:
             self._fail(command, error)
         finally:
             if held:
+                if command.channel not in self._subscriptions and command.channel not in (self._opening or ()):
+                    self._stay_away(command.channel)
                 self._hub.release(channel)
+
+    async def _attend(self, command: Subscribe) -> PresencePage:
+        """Be told of who joins and leaves, be a member if asked for, and see who is there."""
+        channel = command.channel
+        if self._attending is None:
+            self._attending = set()
+        self._attending.add(channel)
+        self._presence.watch(channel, self)
+        if command.info is not None:
+            client = self.session.client
+            await self._presence.enter(channel, client, self.identity.user or client, command.info)
+        return await self._presence.members(channel, MEMBERS, None)
+
+    def _stay_away(self, channel: str) -> None:
+        """Be no member of a channel any more, and watch nobody there."""
+        if self._attending is not None and channel in self._attending:
+            self._attending.discard(channel)
+            self._presence.unwatch(channel, self)
+            if self.closed:
+                self._presence.gone(channel, self.session.client)
+            else:
+                self._presence.leave(channel, self.session.client)
+
+    def on_closed(self, code: int) -> None:
+        """The connection is gone: its presence ends a little later, unless it is back by then."""
+        already = self.closed
+        super().on_closed(code)
+        if not already:
+            for channel in list(self._attending or ()):
+                self._stay_away(channel)
 
     def _is_opening(self, command: Subscribe) -> bool:
         """Whether this is still wanted; forgets that it is under way."""
@@ -178,6 +273,26 @@ class NativeConnection(Connection):
             self._perform(self.session.on_failed(command, error))
             return
         self._perform(self.session.on_extract(command, found.publications, found.position, found.complete))
+
+    async def _survey(self, command: ReadMembers) -> None:
+        try:
+            page = await self._presence.members(command.channel, command.limit, command.cursor)
+        except TocsinError as error:
+            self._perform(self.session.on_failed(command, error))
+            return
+        self._perform(self.session.on_survey(command, page))
+
+    async def _authenticate(self, command: Authenticate) -> None:
+        try:
+            identity = await self._verify(command.token)
+        except TocsinError as error:
+            self._perform(self.session.on_failed(command, error))
+            return
+        if self.closed:
+            return
+        for effect in self.session.on_verified(command, identity):
+            self._perform(effect)
+        self._admissions.renew(self)
 
     def _say(self, event: Event) -> None:
         """Write an event. Answers to commands wait for the end of the turn; whatever has its place among the messages

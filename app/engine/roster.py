@@ -13,6 +13,7 @@ from typing import Protocol
 import structlog
 
 from app.core.errors import Close
+from app.core.identity import Identity
 from app.engine.collector import Settled
 from app.sockets import Chunk, Socket
 
@@ -39,6 +40,10 @@ class Peer(Protocol):
     @property
     def keepalive(self) -> Chunk | None:
         """What goes out with a ping."""
+
+    @property
+    def identity(self) -> Identity:
+        """Who it is."""
 
     def end(self, after: float) -> None:
         """Close, because the server stops; the client may be back after so many seconds."""
@@ -104,16 +109,25 @@ class Roster:
         """It was not pinged, or not read from: its silence so far says nothing."""
         peer.socket.heard = max(peer.socket.heard, asyncio.get_running_loop().time())
 
-    @property
-    def overslept(self) -> bool:
-        """Whether the loop stood still for longer than a client waits: what arrived meanwhile is of another time."""
-        return asyncio.get_running_loop().time() - self._turned > self._silence
+    def awake(self) -> float | None:
+        """The loop's time; None when the loop stood still for longer than a client waits: what arrived meanwhile is of
+        another time.
+        """
+        now = asyncio.get_running_loop().time()
+        return None if now - self._turned > self._silence else now
+
+    def disconnect(self, whom: Callable[[Identity], bool]) -> int:
+        """Close with 4403 the connections of those for whom it is true. Returns how many."""
+        found = [peer for slot in self._wheel for peer in slot if peer.identity.user is not None and whom(peer.identity)]
+        for peer in found:
+            peer.socket.close(Close.FORBIDDEN, "revoked")
+        return len(found)
 
     def turn(self) -> None:
         """Once a second: ping the next slice, end who is silent or has stalled for too long."""
         now = asyncio.get_running_loop().time()
-        overslept, before, self._turned = self.overslept, self._turned, now
-        if overslept:
+        before, self._turned = self._turned, now
+        if now - before > self._silence:
             log.error("the loop stood still: every socket is aborted unread", seconds=round(now - before, 1))
             self._abort_all()
         for peer in [peer for peer, since in self._stalled.items() if now - since > self._stall_seconds]:
