@@ -9,7 +9,8 @@ from __future__ import annotations
 import random
 import secrets
 import sys
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,22 +20,28 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
 from app import __version__, logs
 from app.brokers.redis import RedisBroker
 from app.core.errors import Code, TocsinError
+from app.core.limits import Rate, Rates
 from app.core.messages import Welcome
 from app.edge.access import Access
 from app.edge.answers import answer, refusal
 from app.edge.http import BodyLimit, Rest, describe
+from app.edge.keys import Tokens
 from app.edge.ops import HEALTH, Ops
 from app.edge.websocket import WebSocketEdge
+from app.engine.admissions import Admissions
 from app.engine.catchup import CatchUp
 from app.engine.hub import Hub
 from app.engine.metrics import snapshot_of
+from app.engine.refusals import Refusals
 from app.engine.roster import Roster
 from app.engine.worker import Worker
+from app.protocols import BEARER
 from app.protocols.native import Native
 from app.protocols.plain import Plain
 from app.settings import Settings, describe_problems
@@ -95,12 +102,28 @@ def create_app(settings: Settings) -> Tocsin:
         chance=random.random,
     )
     incarnation = f"{settings.node}-{secrets.token_hex(8)}"
+    refusals = Refusals(broker, settings.redis_prefix, roster.disconnect)
+    admissions = Admissions(
+        broker,
+        settings.redis_prefix,
+        incarnation,
+        clock=time.time,
+        per_address=settings.max_connections_per_address,
+        per_user=settings.max_connections_per_user,
+        connects=Rate(settings.connect_rate, max(1.0, settings.connect_rate)),
+        rates=Rates(
+            publish=Rate(settings.publish_rate, settings.publish_burst),
+            command=Rate(settings.command_rate, max(1.0, 2 * settings.command_rate)),
+        ),
+    )
 
     def snapshot() -> dict[str, Any]:
         return snapshot_of(
             hub=hub,
             catchup=catchup,
             roster=roster,
+            admissions=admissions,
+            refusals=refusals,
             lag=worker.lag,
             store=_store_counts(broker),
             problems=worker.problems,
@@ -110,6 +133,8 @@ def create_app(settings: Settings) -> Tocsin:
         store=broker,
         hub=hub,
         roster=roster,
+        admissions=admissions,
+        refusals=refusals,
         prefix=settings.redis_prefix,
         node=settings.node,
         slots=settings.workers,
@@ -121,6 +146,9 @@ def create_app(settings: Settings) -> Tocsin:
         origins=frozenset(settings.origins),
         anonymous=settings.allow_anonymous,
         configured=settings.auth_configured,
+        tokens=None if settings.token_rules is None else Tokens(settings.token_rules),
+        cookie=settings.cookie,
+        refuse=refusals.check,
     )
     websocket_edge = WebSocketEdge(
         access=access,
@@ -131,6 +159,9 @@ def create_app(settings: Settings) -> Tocsin:
         catchup=catchup,
         broker=broker,
         roster=roster,
+        admissions=admissions,
+        presence=presence,
+        refuses=refusals.refuses,
         capacity=settings.max_connections,
         limits=Limits(message=settings.max_message, high_mark=settings.high_mark),
         max_subscriptions=settings.max_subscriptions,
@@ -145,7 +176,16 @@ def create_app(settings: Settings) -> Tocsin:
         problems=worker.problems,
         new_client=lambda: secrets.token_urlsafe(12),
     )
-    rest = Rest(access, settings.channels, broker, worker, settings.max_message)
+    rest = Rest(
+        access=access,
+        rules=settings.channels,
+        broker=broker,
+        worker=worker,
+        max_message=settings.max_message,
+        presence=presence,
+        admissions=admissions,
+        refusals=refusals,
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -171,6 +211,16 @@ def create_app(settings: Settings) -> Tocsin:
     if url is None:
         app.refusal = "no Redis is named: set TOCSIN_REDIS_URL, or run `tocsin serve`, which brings its own"
     app.add_middleware(BodyLimit)
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type", "idempotency-key", "x-api-key"],
+            allow_credentials=settings.cookie is not None,
+            expose_headers=["retry-after"],
+            max_age=600,
+        )
     app.include_router(rest.router(_connect_check(websocket_edge)))
     metrics_token = None if settings.metrics_token is None else settings.metrics_token.get_secret_value()
     app.include_router(Ops(worker, metrics_token).router())
@@ -190,12 +240,15 @@ def _store_counts(broker: RedisBroker) -> dict[str, float]:
     }
 
 
-def _connect_check(edge: WebSocketEdge) -> Callable[[Request], None]:
-    def check(request: Request) -> None:
+def _connect_check(edge: WebSocketEdge) -> Callable[[Request], Awaitable[None]]:
+    async def check(request: Request) -> None:
         offered = [
             name.strip() for header in request.headers.getlist("sec-websocket-protocol") for name in header.split(",")
         ]
-        edge.check(request.scope, request.query_params, offered)
+        # A page cannot set that header; a token does not come in a URL, though.
+        asked = request.query_params.get("protocols", "")
+        offered += [name.strip() for name in asked.split(",") if name and not name.strip().startswith(BEARER)]
+        await edge.check(request.scope, request.query_params, offered)
 
     return check
 

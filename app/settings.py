@@ -147,6 +147,29 @@ class Settings(BaseSettings):
     max_subscriptions: int = Field(default=128, ge=1, le=10_000)
     """Channels that one `tocsin.v1` socket hears at most."""
 
+    max_connections_per_address: int = Field(default=0, ge=0, le=1_000_000)
+    """Connections of one address at most, over all workers and nodes; 0: no limit. Counted once a second, so that a
+    burst may pass. Behind a proxy that is not in `TOCSIN_TRUSTED_PROXIES` all clients have the proxy's address.
+    """
+
+    max_connections_per_user: int = Field(default=0, ge=0, le=1_000_000)
+    """Connections of one user at most, likewise; 0: no limit."""
+
+    connect_rate: float = Field(default=0, ge=0, le=100_000)
+    """Upgrades a second of one address that a worker takes, with bursts of as many; 0: no limit."""
+
+    publish_rate: float = Field(default=100, ge=0, le=1_000_000)
+    """Messages a second of one client on one worker; 0: no limit. All connections of a user and what it publishes by
+    HTTP count together, an anonymous connection by itself, anonymous HTTP by its address; API keys have no rates. Over
+    it a `tocsin.v1` command is answered with `rate_limited`, a plain socket is read from more slowly.
+    """
+
+    publish_burst: int = Field(default=200, ge=1, le=1_000_000)
+    """Messages that may come at once."""
+
+    command_rate: float = Field(default=200, ge=0, le=1_000_000)
+    """All other commands a second of one client on one worker, with bursts of twice as many; 0: no limit."""
+
     ping_seconds: float = Field(default=25, ge=1, le=300)
     """Seconds between two pings. A socket that stays silent for two of them is closed."""
 

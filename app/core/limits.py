@@ -58,17 +58,26 @@ class Rates:
     refusal: Rate = Rate(10, 500)
 
 
+class Tally:
+    """How often anybody was refused."""
+
+    __slots__ = ("refused",)
+
+    def __init__(self) -> None:
+        self.refused = 0
+
+
 class Meter:
     """How much of its rates one client (a user with all connections of a worker, or one anonymous connection) has
     used. May be shared.
     """
 
-    __slots__ = ("_command", "_publish", "_rates", "_refusal", "refused")
+    __slots__ = ("_command", "_publish", "_rates", "_refusal", "_tally")
 
-    def __init__(self, rates: Rates) -> None:
+    def __init__(self, rates: Rates, tally: Tally) -> None:
         self._rates = rates
+        self._tally = tally
         self._publish = self._command = self._refusal = 0.0
-        self.refused = 0
 
     def publish(self, now: float, amount: int = 1) -> float:
         """Count messages. Returns 0.0, or the seconds after which to try again: nothing was counted then."""
@@ -87,6 +96,6 @@ class Meter:
 
     def refuse(self, now: float) -> bool:
         """Count an answer `rate_limited`. Returns whether it was one too many."""
-        self.refused += 1
+        self._tally.refused += 1
         self._refusal, wait = self._rates.refusal.take(self._refusal, now)
         return wait > 0

@@ -6,7 +6,8 @@ import asyncio
 import base64
 import binascii
 import json as stdlib_json
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -18,8 +19,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.brokers import Broker
-from app.core.errors import BadRequest, Code, Forbidden, TocsinError, TooLarge
+from app.core.errors import BadRequest, Code, Forbidden, RateLimited, TocsinError, TooLarge
 from app.core.identity import Identity, rule_for
+from app.core.limits import Meter
 from app.core.messages import ChannelRule, Draft, Kind, Position, Published, Verb, check_channel
 from app.edge.access import Access
 from app.edge.answers import json, refusal
@@ -30,10 +32,16 @@ from app.edge.models import (
     BatchResults,
     Body,
     Channels,
+    Disconnect,
     ErrorModel,
     History,
+    MembersModel,
     PublishedModel,
+    Revoke,
 )
+from app.engine.admissions import LEEWAY_SECONDS, Admissions
+from app.engine.presence import Presence
+from app.engine.refusals import Refusals
 from app.engine.worker import Worker
 from app.protocols import native
 
@@ -42,6 +50,10 @@ PAGE_BYTES = 1_048_576
 DEPTH = 32
 _BODILESS = {"GET", "HEAD", "OPTIONS", "DELETE"}
 
+REVOKED_SECONDS = 30 * 86_400
+"""For how long a token is refused whose end is not given."""
+UserPath = Annotated[str, Path(min_length=1, max_length=256, description="`sub` of its tokens.", examples=["ada"])]
+TokenPath = Annotated[str, Path(min_length=1, max_length=256, description="`jti` of the token.", examples=["a1b2c3"])]
 ChannelPath = Annotated[str, Path(description="1 to 128 of A-Z a-z 0-9 _ . : @ -", examples=["room:42"])]
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorModel, "description": description}
@@ -51,6 +63,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         403: "Known, and not allowed.",
         413: "A message or body over its limit.",
         415: "The body is not JSON.",
+        429: "Too fast. Retry-After says when to try again.",
         422: "The body does not match its model.",
         503: "The store is away; without a key the outcome is unknown. Retry-After says when to try again.",
     }.items()
@@ -63,6 +76,9 @@ class Rest:
 
     Attributes:
         max_message: bytes of a message at most; base64 counts as encoded.
+        presence: who is where.
+        admissions: the rates.
+        refusals: revocations.
     """
 
     access: Access
@@ -70,8 +86,11 @@ class Rest:
     broker: Broker
     worker: Worker
     max_message: int
+    presence: Presence
+    admissions: Admissions
+    refusals: Refusals
 
-    def router(self, connect: Callable[[Request], None]) -> APIRouter:
+    def router(self, connect: Callable[[Request], Awaitable[None]]) -> APIRouter:
         """The routes; `connect` checks a request as the upgrade of `/ws` would be."""
         router = APIRouter(prefix="/api/v1", responses=ERRORS)
 
@@ -92,11 +111,12 @@ class Rest:
             idempotency_key: Annotated[str | None, Header(pattern=KEY)] = None,
         ) -> Response:
             """Publish one message. It is in the log before the answer, and on its way to every subscriber."""
-            identity = self.access.identify(request.scope)
+            identity = await self.access.identify(request.scope, cookie=False)
             if idempotency_key is not None:
                 if body.key not in {None, idempotency_key}:
                     raise BadRequest("`key` and Idempotency-Key differ")
                 body.key = idempotency_key
+            self._slow_down(self._meter(request, identity), 1)
             outcome = await self._store(self._draft(identity, channel, body))
             if isinstance(outcome, TocsinError):
                 raise outcome
@@ -105,7 +125,8 @@ class Rest:
         @router.post("/messages", response_model=BatchResults, tags=["messages"])
         async def publish_batch(request: Request, body: Batch) -> Response:
             """Publish up to 1,000 messages, in order. Each succeeds or fails by itself."""
-            identity = self.access.identify(request.scope)
+            identity = await self.access.identify(request.scope, cookie=False)
+            self._slow_down(self._meter(request, identity), len(body.messages))
             outcomes = await asyncio.gather(*(self._store_checked(identity, item) for item in body.messages))
             results = [
                 {"error": native.error_object(outcome)} if isinstance(outcome, TocsinError) else _published(outcome)
@@ -127,7 +148,7 @@ class Rest:
             limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         ) -> Response:
             """Read the log: with `since` the first messages after it, else the newest ones; ascending."""
-            self._require(self.access.identify(request.scope), Verb.HISTORY, channel)
+            await self._admit_read(request, Verb.HISTORY, channel)
             extract = await self.broker.extract(
                 channel,
                 None if since is None else Position.parse(since),
@@ -141,7 +162,7 @@ class Rest:
         @router.delete("/channels/{channel}/messages", status_code=204, tags=["administration"])
         async def clear(request: Request, channel: ChannelPath) -> Response:
             """Forget the log of a channel. Its subscribers are told. Needs an API key with `admin`."""
-            self._require_admin(request)
+            await self._require_admin(request)
             self._rule(channel)
             await self.broker.clear(channel)
             return Response(status_code=204)
@@ -153,15 +174,46 @@ class Rest:
             cursor: Annotated[str, Query(max_length=128)] = "",
         ) -> Response:
             """Channels with a subscriber on any worker. Needs an API key with `admin`."""
-            self._require_admin(request)
+            await self._require_admin(request)
             found, following = await self.worker.channels(prefix, cursor)
             listed = [{"channel": name, "subscribers": count} for name, count in found]
             return json(200, {"channels": listed, "cursor": following})
 
+        @router.get("/channels/{channel}/members", response_model=MembersModel, tags=["presence"])
+        async def members(
+            request: Request,
+            channel: ChannelPath,
+            limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+            cursor: Annotated[str | None, Query(max_length=512, description="Of the page before.")] = None,
+        ) -> Response:
+            """Who is in a channel. Members that come or go between two pages may be missed, or come twice."""
+            await self._admit_read(request, Verb.PRESENCE, channel)
+            return json(200, native.members_object(await self.presence.members(channel, limit, cursor)))
+
+        @router.post("/users/{user:path}/disconnect", status_code=202, tags=["administration"])
+        async def disconnect(request: Request, user: UserPath, body: Disconnect) -> Response:
+            """Close all sockets of a user, on every worker, with 4403, and refuse it for `refuse_seconds`. Needs an API
+            key with `admin`.
+            """
+            await self._require_admin(request)
+            await self.refusals.refuse_user(user, body.refuse_seconds)
+            return json(202, {})
+
+        @router.post("/tokens/{jti:path}/revoke", status_code=202, tags=["administration"])
+        async def revoke(request: Request, jti: TokenPath, body: Revoke) -> Response:
+            """Refuse one token, and close its sockets with 4403 on every worker. Needs an API key with `admin`."""
+            await self._require_admin(request)
+            until = time.time() + REVOKED_SECONDS if body.expires_at is None else body.expires_at + LEEWAY_SECONDS
+            await self.refusals.refuse_token(jti, until)
+            return json(202, {})
+
         @router.get("/connect", status_code=204, tags=["connections"])
         async def check_connect(request: Request) -> Response:
-            """Answer as the upgrade of `/ws` with the same query would: 204, or its refusal, which browsers hide."""
-            connect(request)
+            """Answer as the upgrade of `/ws` with the same query would: 204, or its refusal, which browsers hide. What
+            would stand in the upgrade's `Sec-WebSocket-Protocol` may come as the query `protocols`, but for a token:
+            that is shown as `Authorization: Bearer`.
+            """
+            await connect(request)
             return Response(status_code=204)
 
         return router
@@ -177,9 +229,31 @@ class Rest:
         identity.require(verb, channel, rule)
         return rule
 
-    def _require_admin(self, request: Request) -> None:
-        if not self.access.identify(request.scope).admin:
+    async def _require_admin(self, request: Request) -> None:
+        identity = await self.access.identify(request.scope, cookie=False)
+        if not identity.admin:
             raise Forbidden("administration needs an API key with `admin`")
+
+    async def _admit_read(self, request: Request, verb: Verb, channel: str) -> None:
+        identity = await self.access.identify(request.scope)
+        self._require(identity, verb, channel)
+        meter = self._meter(request, identity)
+        if meter is not None:
+            now = asyncio.get_running_loop().time()
+            _refuse_for(meter, meter.command(now), now)
+
+    def _meter(self, request: Request, identity: Identity) -> Meter | None:
+        """What a user does by REST counts with what its sockets do; an anonymous caller is known by its address. One
+        that may administer has no limits.
+        """
+        client = request.scope.get("client")
+        return None if identity.admin else self.admissions.meter(identity, client[0] if client else "")
+
+    @staticmethod
+    def _slow_down(meter: Meter | None, messages: int) -> None:
+        if meter is not None:
+            now = asyncio.get_running_loop().time()
+            _refuse_for(meter, meter.publish(now, messages), now)
 
     def _draft(self, identity: Identity, channel: str, body: Body) -> Draft:
         rule = self._require(identity, Verb.PUBLISH, channel)
@@ -216,6 +290,12 @@ class Rest:
         except TocsinError as error:
             return error
         return await self._store(draft)
+
+
+def _refuse_for(meter: Meter, wait: float, now: float) -> None:
+    if wait:
+        meter.refuse(now)
+        raise RateLimited("too fast: slow down", retry_after=round(wait, 3))
 
 
 def _published(outcome: Published) -> dict[str, Any]:

@@ -126,3 +126,35 @@ class Channels(BaseModel):
 
     channels: list[ChannelModel]
     cursor: str | None = Field(description="Give it back as `cursor` for the next page; null at the end.")
+
+
+class MemberModel(BaseModel):
+    """One who is in a channel."""
+
+    member: str = Field(description="User id, or client id when anonymous.", examples=["ada"])
+    clients: int = Field(description="Its connections in this channel.", examples=[2])
+    info: dict[str, Any] = Field(description="What the newest of them says about itself.", examples=[{}])
+
+
+class MembersModel(BaseModel):
+    """A page of members."""
+
+    members: list[MemberModel]
+    count: int = Field(description="Of all members.", examples=[3])
+    cursor: str | None = Field(description="Give it back as `cursor` for the next page; null at the end.")
+
+
+class Disconnect(BaseModel):
+    """How long a user is refused after it was disconnected."""
+
+    refuse_seconds: float = Field(
+        default=0, ge=0, le=31_536_000, description="0: it may return at once.", examples=[3600]
+    )
+
+
+class Revoke(BaseModel):
+    """When a token would have ended by itself."""
+
+    expires_at: float | None = Field(
+        default=None, ge=0, le=253_402_300_799, description="Its `exp`; without it, it is refused for 30 days."
+    )

@@ -15,7 +15,7 @@ import structlog
 
 from app.core.errors import Close, RateLimited, TocsinError
 from app.core.identity import Identity
-from app.core.limits import Meter, Rate, Rates
+from app.core.limits import Meter, Rate, Rates, Tally
 from app.sockets import Socket
 
 log = structlog.get_logger("tocsin.admissions")
@@ -96,6 +96,7 @@ class Admissions:
         self._elsewhere: tuple[Counter[str], Counter[str]] = Counter(), Counter()
         self._ending: dict[int, dict[Peer, None]] = {}
         self._ended = int(clock())
+        self._tally = Tally()
         self._meters: OrderedDict[str, Meter] = OrderedDict()
         self._upgrades: OrderedDict[str, float] = OrderedDict()
         self._asking = False
@@ -107,6 +108,11 @@ class Admissions:
     def counts_addresses(self) -> bool:
         """Whether anybody wants to know where a connection comes from."""
         return self._per_address > 0
+
+    @property
+    def limited(self) -> int:
+        """How often a command, message or request was refused because it came too fast."""
+        return self._tally.refused
 
     # -- limits
 
@@ -139,9 +145,9 @@ class Admissions:
         if not self._limited or not identity.rated:
             return None
         if identity.user is None and address is None:
-            return Meter(self._rates)
+            return Meter(self._rates, self._tally)
         name = f"user/{identity.user}" if identity.user is not None else f"address/{address}"
-        meter = self._meters.pop(name, None) or Meter(self._rates)
+        meter = self._meters.pop(name, None) or Meter(self._rates, self._tally)
         self._meters[name] = meter
         if len(self._meters) > _METERS:
             self._meters.popitem(last=False)

@@ -15,8 +15,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from app.engine.admissions import Admissions
 from app.engine.catchup import CatchUp
 from app.engine.hub import Hub
+from app.engine.refusals import Refusals
 from app.engine.roster import Roster
 from app.engine.worker import LAG_BOUNDS, Lag
 
@@ -43,6 +45,11 @@ NAMES = (
     Named("lagged", True, "Times a socket left its group because its reader was slow."),
     Named("aborted", True, "Sockets aborted: stalled for too long, or the loop stood still."),
     Named("silent", True, "Sockets closed because they answered no ping."),
+    Named("refused_upgrades", True, "Upgrades answered with an error: no or bad credentials, limits, not ready."),
+    Named("turned_away", True, "Of these, those over a limit of connections or of their rate."),
+    Named("rate_limited", True, "Commands, messages and requests refused because they came too fast."),
+    Named("expired", True, "Sockets closed because their token had ended."),
+    Named("revoked", True, "Sockets closed because their user or token was revoked, or was to be disconnected."),
     Named("gaps", True, "Times a client was told that continuity was lost."),
     Named("syncs", True, "Times a channel asked the log where it stands."),
     Named("reader_losses", True, "Times the Pub/Sub connection was lost."),
@@ -63,6 +70,8 @@ def snapshot_of(
     hub: Hub,
     catchup: CatchUp,
     roster: Roster,
+    admissions: Admissions,
+    refusals: Refusals,
     lag: Lag,
     store: Mapping[str, float],
     problems: Callable[[], list[str]],
@@ -74,6 +83,11 @@ def snapshot_of(
         "connections_opened": roster.opened,
         "aborted": roster.aborted,
         "silent": roster.silent,
+        "refused_upgrades": admissions.refused,
+        "turned_away": admissions.turned_away,
+        "rate_limited": admissions.limited,
+        "expired": admissions.expired,
+        "revoked": refusals.disconnected,
         "channels": len(hub.channels),
         "deliveries": hub.counters.deliveries,
         "writes": hub.counters.writes,

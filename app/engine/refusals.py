@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import orjson
 import structlog
 
 from app.core.errors import Forbidden, TocsinError, Unavailable
@@ -162,7 +161,3 @@ class Refusals:
         once = {name.split("/", 2)[2] for name in fresh if name.startswith(_ONCE)}
         self.disconnected += self._disconnect(lambda who: who.user in once or self.refuses(who))
 
-
-def is_notice(content: Any) -> bool:
-    """Whether a control message says that there is something to read."""
-    return isinstance(content, dict) and content == orjson.loads(NOTICE)

@@ -17,7 +17,9 @@ import orjson
 import structlog
 
 from app.core.errors import TocsinError
+from app.engine.admissions import Admissions
 from app.engine.hub import Hub
+from app.engine.refusals import Refusals
 from app.engine.roster import Roster
 
 log = structlog.get_logger("tocsin.worker")
@@ -97,6 +99,8 @@ class Worker:
         store: leases and control messages.
         hub: checks, channel names.
         roster: keep-alive.
+        admissions: who is let in.
+        refusals: who is not.
         prefix: of the keys.
         node: name of this machine.
         slots: workers that this node is meant to have.
@@ -112,6 +116,8 @@ class Worker:
         store: Store,
         hub: Hub,
         roster: Roster,
+        admissions: Admissions,
+        refusals: Refusals,
         prefix: str,
         node: str,
         slots: int,
@@ -121,6 +127,8 @@ class Worker:
         self._store = store
         self._hub = hub
         self._roster = roster
+        self._admissions = admissions
+        self._refusals = refusals
         self._keys = f"{prefix}:{{workers}}"
         self._slots = slots
         self._snapshot = snapshot
@@ -156,6 +164,8 @@ class Worker:
     def problems(self) -> list[str]:
         """Why this worker is not ready; empty when it is."""
         found = list(self._store.problems())
+        if not self._refusals.known:
+            found.append("the revocations have not been read yet")
         if self._roster.draining:
             found.append("this worker is draining")
         return found
@@ -227,6 +237,8 @@ class Worker:
                 )[:PAGE]
                 answer = {"channels": names, "number": number}
                 self._hub.spawn(self._say(self._store.tell(orjson.dumps(answer), asker)))
+            case {"refusals": True}:
+                self._hub.spawn(self._refusals.read())
             case {"channels": list(names), "number": str(number)}:
                 if number in self._asked:
                     self._asked[number].add(names)
@@ -244,6 +256,9 @@ class Worker:
             last = self._loop.time()
             try:
                 self._roster.turn()
+                self._admissions.turn()
+                self._hub.spawn(self._refusals.turn())
+                self._hub.spawn(self._admissions.ask())
                 self._hub.inquiry.check()
                 if not self._beating:
                     self._beating = True

@@ -70,6 +70,8 @@ class Service:
             "TOCSIN_REDIS_URL": redis_url,
             "TOCSIN_WORKERS": str(workers),
             "TOCSIN_DRAIN_SECONDS": "0.5",
+            "TOCSIN_PUBLISH_RATE": "0",  # the tests of rates set their own
+            "TOCSIN_COMMAND_RATE": "0",
             **{f"TOCSIN_{name.upper()}": value for name, value in settings.items()},
         }
         token = settings.get("metrics_token")
