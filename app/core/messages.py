@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -149,24 +148,30 @@ def check_channel(name: str) -> str:
     return name
 
 
-@lru_cache(maxsize=4096)
-def _compile(pattern: str, user: str | None) -> re.Pattern[str]:
-    """One regular expression per pattern and user; everything but `*` and `{user}` is literal."""
-    parts: list[str] = []
-    for piece in re.split(r"(\*|\{user\})", pattern):
-        if piece == "*":
-            parts.append(r"[A-Za-z0-9_.:@-]*")
-        elif piece == "{user}":
-            literal = user is not None and _CHANNEL.match(user) is not None
-            parts.append(re.escape(user) if literal and user is not None else r"(?!)")
-        else:
-            parts.append(re.escape(piece))
-    return re.compile("".join(parts) + r"\Z")
-
-
 def matches(pattern: str, channel: str, user: str | None = None) -> bool:
-    """Whether a channel matches a pattern. `{user}` compares literally and never matches an anonymous user."""
-    return pattern == "*" or _compile(pattern, user).match(channel) is not None
+    """Whether a channel matches a pattern. `{user}` compares literally and never matches an anonymous user.
+
+    Patterns come from tokens too: no regular expression, for one of many stars would take a time exponential in them,
+    and one compiled for each user would push the others out of any cache.
+    """
+    if pattern == "*":
+        return True
+    if "{user}" in pattern:
+        if user is None or _CHANNEL.match(user) is None:
+            return False
+        pattern = pattern.replace("{user}", user)  # the grammar of channels has no star
+    if "*" not in pattern:
+        return pattern == channel
+    first, *middle, last = pattern.split("*")
+    if not channel.startswith(first) or _CHANNEL.match(channel) is None:
+        return False
+    place = len(first)
+    for piece in middle:  # where it comes first leaves most for what follows
+        found = channel.find(piece, place)
+        if found < 0:
+            return False
+        place = found + len(piece)
+    return len(channel) - len(last) >= place and channel.endswith(last)
 
 
 Ref = int | str | None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -185,3 +188,21 @@ def test_attributes_are_kept_whether_known_or_not() -> None:
     publication = Publication(Position("a", 1), Kind.JSON, b"{}", b'{"c":"c9","t":17,"z":[1]}')
     assert publication.read_attributes() == {"c": "c9", "t": 17, "z": [1]}
     assert Publication(None, Kind.TEXT, b"").read_attributes() == {}
+
+
+@STEADY
+@given(
+    st.lists(st.sampled_from(["*", "a", "ab", ".", "{user}", ":"]), min_size=1, max_size=12).map("".join),
+    st.text("ab.:", min_size=1, max_size=24),
+)
+def test_patterns_match_what_the_regular_expression_of_their_grammar_does(pattern: str, channel: str) -> None:
+    parts = {"*": "[A-Za-z0-9_.:@-]*", "{user}": "ab"}
+    pieces = re.split(r"(\*|\{user\})", pattern)
+    oracle = re.compile("".join(parts.get(piece) or re.escape(piece) for piece in pieces) + r"\Z")
+    assert matches(pattern, channel, "ab") is (oracle.match(channel) is not None)
+
+
+def test_a_pattern_of_many_stars_costs_no_more_than_others() -> None:
+    started = time.perf_counter()
+    assert not matches("*a" * 128, "a" * 127 + "b")
+    assert time.perf_counter() - started < 0.1
