@@ -38,6 +38,7 @@ from app.engine.admissions import Admissions
 from app.engine.catchup import CatchUp
 from app.engine.hub import Hub
 from app.engine.metrics import snapshot_of
+from app.engine.presence import Presence
 from app.engine.refusals import Refusals
 from app.engine.roster import Roster
 from app.engine.worker import Worker
@@ -102,6 +103,7 @@ def create_app(settings: Settings) -> Tocsin:
         chance=random.random,
     )
     incarnation = f"{settings.node}-{secrets.token_hex(8)}"
+    presence = Presence()
     refusals = Refusals(broker, settings.redis_prefix, roster.disconnect)
     admissions = Admissions(
         broker,
@@ -190,7 +192,7 @@ def create_app(settings: Settings) -> Tocsin:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         logs.configure(settings.log_format, settings.log_level)
-        hub.start(catchup.scattered, worker.on_control)
+        hub.start(catchup.scattered, worker.on_control, refusals.forget)
         broker.start(hub, incarnation)
         worker.start()
         yield

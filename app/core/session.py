@@ -204,7 +204,16 @@ class NativeSession:
         meter: counts what it does; None where nothing is limited.
     """
 
-    __slots__ = ("_malformed", "_subscribed", "client", "identity", "max_message", "max_subscriptions", "meter", "rules")
+    __slots__ = (
+        "_malformed",
+        "_subscribed",
+        "client",
+        "identity",
+        "max_message",
+        "max_subscriptions",
+        "meter",
+        "rules",
+    )
 
     def __init__(
         self,
@@ -213,6 +222,7 @@ class NativeSession:
         rules: Sequence[ChannelRule],
         max_message: int,
         max_subscriptions: int,
+        *,
         meter: Meter | None = None,
     ) -> None:
         self.client = client

@@ -69,9 +69,7 @@ class Access:
             if not server or not is_loopback(str(server[0])) or not is_loopback_name(host):
                 raise Forbidden(NOT_LOOPBACK)
 
-    async def identify(
-        self, scope: Mapping[str, Any], offered: Sequence[str] = (), *, cookie: bool = True
-    ) -> Identity:
+    async def identify(self, scope: Mapping[str, Any], offered: Sequence[str] = (), *, cookie: bool = True) -> Identity:
         """Who sent an admitted request.
 
         Args:

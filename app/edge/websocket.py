@@ -156,7 +156,7 @@ class WebSocketEdge:
             self.rules,
             self.limits.message,
             self.max_subscriptions,
-            self.admissions.meter(request.identity),
+            meter=self.admissions.meter(request.identity),
         )
         connection = NativeConnection(
             session=session,

@@ -207,7 +207,9 @@ class Connection:
                 self.socket.close(code, reason)
             case Leave(channel):
                 self._leave(channel)
-            case Open() | Absent() | Extract() | Survey() | Verify() | Say() | None:  # no plain session has these effects
+            case (
+                Open() | Absent() | Extract() | Survey() | Verify() | Say() | None
+            ):  # no plain session has these effects
                 pass
             case _:
                 assert_never(effect)

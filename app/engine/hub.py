@@ -66,6 +66,7 @@ class Hub:
     _loop: asyncio.AbstractEventLoop
     _scattered: Callable[[list[Subscription]], None]
     _control: Callable[[bytes], None]
+    _lost: Callable[[], None]
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -88,16 +89,23 @@ class Hub:
             idle=self._drop_ring,
         )
 
-    def start(self, scattered: Callable[[list[Subscription]], None], control: Callable[[bytes], None]) -> None:
+    def start(
+        self,
+        scattered: Callable[[list[Subscription]], None],
+        control: Callable[[bytes], None],
+        lost: Callable[[], None],
+    ) -> None:
         """Begin, on the running loop.
 
         Args:
             scattered: called with members that have to catch up on their own.
             control: called with a message of the workers' control channel.
+            lost: called when the reader is lost: messages of the control channel may be missed.
         """
         self._loop = asyncio.get_running_loop()
         self._scattered = scattered
         self._control = control
+        self._lost = lost
 
     # -- members
 
@@ -224,6 +232,7 @@ class Hub:
             if channel.live:
                 channel.state.start_sync()
         self.inquiry.forget()
+        self._lost()
 
     # -- continuity
 

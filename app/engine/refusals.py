@@ -41,9 +41,7 @@ class Refusals:
         disconnect: closes the connections of whom the predicate is true.
     """
 
-    def __init__(
-        self, store: Store, prefix: str, disconnect: Callable[[Callable[[Identity], bool]], int]
-    ) -> None:
+    def __init__(self, store: Store, prefix: str, disconnect: Callable[[Callable[[Identity], bool]], int]) -> None:
         self._store = store
         self._key = f"{prefix}:{{workers}}:refused"
         self._control = f"{prefix}:control"
@@ -144,7 +142,7 @@ class Refusals:
         told = {
             name.decode(): int(until) / 1000 + offset for name, until in zip(entries[::2], entries[1::2], strict=True)
         }
-        # What the store has lost (its last second, after a crash) is still refused by whoever knows it, and written back.
+        # What the store has lost (its last second, after a crash) is still refused by who knows it, and written back.
         lost = {name: until for name, until in self._until.items() if name not in told}
         fresh = [name for name in told if name not in self._until]
         self._until |= told
@@ -160,4 +158,3 @@ class Refusals:
     def _send_away(self, fresh: Sequence[str]) -> None:
         once = {name.split("/", 2)[2] for name in fresh if name.startswith(_ONCE)}
         self.disconnected += self._disconnect(lambda who: who.user in once or self.refuses(who))
-

@@ -118,7 +118,9 @@ class Roster:
 
     def disconnect(self, whom: Callable[[Identity], bool]) -> int:
         """Close with 4403 the connections of those for whom it is true. Returns how many."""
-        found = [peer for slot in self._wheel for peer in slot if peer.identity.user is not None and whom(peer.identity)]
+        found = [
+            peer for slot in self._wheel for peer in slot if peer.identity.user is not None and whom(peer.identity)
+        ]
         for peer in found:
             peer.socket.close(Close.FORBIDDEN, "revoked")
         return len(found)
