@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
 from app.core.errors import BadRequest, Forbidden, Unauthorized
 from app.core.identity import ApiKey, Identity
 from app.edge.keys import Tokens
+from app.edge.loopback import is_loopback, is_loopback_name
 from app.protocols import BEARER
 
 NOT_LOOPBACK = (
@@ -163,22 +162,3 @@ class Access:
             if self.sheltered and is_loopback_name(parts.netloc):
                 return
         raise Forbidden("this web origin may not connect: list it in TOCSIN_ORIGINS")
-
-
-@lru_cache(maxsize=256)
-def is_loopback(address: str) -> bool:
-    """Whether an address is of this machine's loopback (127.0.0.0/8, ::1)."""
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
-
-
-@lru_cache(maxsize=256)
-def is_loopback_name(host: str) -> bool:
-    """Whether a Host header names the loopback: `localhost`, a loopback address, each with or without a port."""
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return False
-    return name == "localhost" or name.endswith(".localhost") or is_loopback(name)

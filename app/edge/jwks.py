@@ -37,7 +37,7 @@ from jwt import PyJWK
 from jwt.exceptions import PyJWTError
 
 from app.core.errors import Unavailable
-from app.edge.access import is_loopback_name
+from app.edge.loopback import is_loopback_name
 
 REFRESH_SECONDS = 600
 """Age at which a set is fetched anew, in the background."""

@@ -19,10 +19,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.core.errors import Forbidden, Gone, TocsinError, Unavailable
+from app.core.errors import Forbidden, Gone, RateLimited, TocsinError, Unavailable
 from app.core.messages import (
     Acknowledged,
     Alive,
+    Authenticate,
+    Authenticated,
     ComeBack,
     Command,
     Event,
@@ -30,12 +32,17 @@ from app.core.messages import (
     Kind,
     Lost,
     Malformed,
+    Member,
+    Members,
     Ping,
     Pong,
     Position,
+    PresenceChange,
+    PresencePage,
     Publication,
     Publish,
     ReadHistory,
+    ReadMembers,
     Refused,
     Subscribe,
     Subscribed,
@@ -50,7 +57,12 @@ COMMANDS = json.loads((WIRE / "commands.json").read_text("utf-8"))
 EVENTS = json.loads((WIRE / "events.json").read_text("utf-8"))
 CODEC = Native()
 KINDS = {Kind.JSON: "json", Kind.BINARY: "binary", Kind.TEXT: "text"}
-CODES: dict[str, type[TocsinError]] = {"forbidden": Forbidden, "unavailable": Unavailable, "gone": Gone}
+CODES: dict[str, type[TocsinError]] = {
+    "forbidden": Forbidden,
+    "unavailable": Unavailable,
+    "gone": Gone,
+    "rate_limited": RateLimited,
+}
 
 
 def name_of(row: dict[str, Any]) -> str:
@@ -67,14 +79,20 @@ def describe(command: Command) -> dict[str, Any]:
     match command:
         case Malformed(error):
             return {"error": error.code.value, "ref": ref}
-        case Subscribe(channel, _, since, history):
+        case Subscribe(channel, _, since, history, watch, info):
+            presence = info.decode() if info is not None else "watch" if watch else None
             told: dict[str, Any] = {"channel": channel, "since": text_of(since), "history": history}
+            told["presence"] = presence
             return {"command": "subscribe", **told, "ref": ref}
         case Unsubscribe(channel):
             return {"command": "unsubscribe", "channel": channel, "ref": ref}
         case ReadHistory(channel, _, since, before, limit):
             told = {"channel": channel, "since": text_of(since), "before": text_of(before), "limit": limit}
             return {"command": "history", **told, "ref": ref}
+        case ReadMembers(channel, _, limit, cursor):
+            return {"command": "presence", "channel": channel, "limit": limit, "cursor": cursor, "ref": ref}
+        case Authenticate(token):
+            return {"command": "authenticate", "token": token, "ref": ref}
         case Ping():
             return {"command": "ping", "ref": ref}
         case Publish(kind, payload, size, channel, _, key, ephemeral):
@@ -94,14 +112,31 @@ def publication(given: dict[str, Any]) -> Publication:
     return Publication(position(given), kind, payload, orjson.dumps(given["attributes"]))
 
 
+def members(given: list[dict[str, Any]]) -> tuple[Member, ...]:
+    return tuple(Member(one["member"], one["clients"], one["info"].encode()) for one in given)
+
+
+def page_of(given: dict[str, Any] | None) -> PresencePage | None:
+    return None if given is None else PresencePage(members(given["members"]), given["count"], given.get("cursor"))
+
+
 MAKERS: dict[str, Callable[[dict[str, Any]], Event]] = {
     "welcome": lambda m: Welcome(
-        m["client"], m["user"], m["worker"], float(m["ping"]), m["max_data"], m["key_seconds"]
+        m["client"], m["user"], m["worker"], float(m["ping"]), m["max_data"], m["key_seconds"], m["expires_at"]
     ),
     "subscribed": lambda m: Subscribed(
-        m["channel"], Position.parse(m["position"]), m["recovered"], m["replayed"], m["reason"], m["ref"]
+        m["channel"],
+        Position.parse(m["position"]),
+        m["recovered"],
+        m["replayed"],
+        m["reason"],
+        m["ref"],
+        page_of(m["presence"]),
     ),
-    "unsubscribed": lambda m: Unsubscribed(m["channel"], m["ref"]),
+    "unsubscribed": lambda m: Unsubscribed(m["channel"], m["ref"], m["reason"]),
+    "members": lambda m: Members(m["channel"], PresencePage(members(m["members"]), m["count"], m["cursor"]), m["ref"]),
+    "presence": lambda m: PresenceChange(m["channel"], members(m["joined"]), members(m["left"]), m["count"]),
+    "authenticated": lambda m: Authenticated(m["user"], float(m["expires_at"]), m["ref"]),
     "published": lambda m: Acknowledged(position(m), m["duplicate"], m["ref"]),
     "history": lambda m: HistoryPage(
         m["channel"],

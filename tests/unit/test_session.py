@@ -170,6 +170,8 @@ class Conversations(RuleBasedStateMachine):
                 assert len(reason.encode()) <= 123
             case Extract(asked_page) | Survey(asked_page) | Verify(asked_page):
                 assert asked_page is command
+            case Absent():
+                pytest.fail("only a new token leads to this")
             case Store(draft, ref):
                 assert isinstance(command, Publish)
                 assert (draft.channel, draft.client, ref) == (command.channel, "c9", command.ref)

@@ -6,19 +6,22 @@ import asyncio
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from app.core.continuity import Follower, Gap, Resumed
 from app.core.errors import Close, TocsinError
 from app.core.identity import Identity
+from app.core.limits import Rate, Rates
 from app.core.messages import ChannelRule, Position, Welcome
 from app.core.session import PlainSession
 from app.edge.access import Access
 from app.edge.websocket import WebSocketEdge
+from app.engine.admissions import Admissions
 from app.engine.catchup import CatchUp
 from app.engine.channel import Channel
 from app.engine.connection import Connection
 from app.engine.hub import Hub
+from app.engine.presence import Presence
 from app.engine.roster import Roster
 from app.protocols.native import Native
 from app.protocols.plain import Plain
@@ -189,6 +192,7 @@ class Client:
             catchup=stage.catchup,
             broker=stage.broker,
             roster=stage.roster,
+            admissions=stage.admissions,
         )
         connection.client = self
         self.on_resumed(resumed)
@@ -332,8 +336,20 @@ class Stage:
         self.violations: list[str] = []
         self._clients = 0
         self._messages = 0
+        self.admissions = Admissions(
+            cast("Any", self.broker),
+            "test",
+            "inc",
+            clock=lambda: 1e9,
+            per_address=0,
+            per_user=0,
+            connects=Rate(0),
+            rates=Rates(),
+        )
         self.edge = WebSocketEdge(
-            access=Access((), frozenset(), anonymous=True, configured=False),
+            access=Access(
+                (), frozenset(), anonymous=True, configured=False, tokens=None, cookie=None, refuse=lambda _: None
+            ),
             plain=self.codec,
             native=Native(),
             rules=(RULE,),
@@ -341,6 +357,9 @@ class Stage:
             catchup=self.catchup,
             broker=self.broker,
             roster=self.roster,
+            admissions=self.admissions,
+            presence=cast("Presence", None),  # nobody here asks for it
+            refuses=lambda _: False,
             capacity=capacity,
             limits=LIMITS,
             max_subscriptions=8,
@@ -350,7 +369,7 @@ class Stage:
         )
         self.names = [f"room{number}" for number in range(channels)]
         self.clients = [Client(self, index, self.names[index % channels]) for index in range(clients)]
-        self.hub.start(self.catchup.scattered, lambda _: None)
+        self.hub.start(self.catchup.scattered, lambda _: None, lambda: None)
         self.broker.start(self.hub)
         self._tick()
 

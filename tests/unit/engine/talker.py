@@ -72,6 +72,9 @@ class Talker:
             catchup=stage.catchup,
             broker=stage.broker,
             roster=stage.roster,
+            admissions=stage.admissions,
+            presence=stage.edge.presence,
+            verify=stage.edge.access.verify,
             welcome=stage.edge.welcome(client, None),
         )
         self.wire = Line(self.take, self._on_end)
