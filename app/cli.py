@@ -195,7 +195,8 @@ def _examine_settings(settings: Settings) -> list[Finding]:
         check_host(settings)
     except CannotServe as error:
         return [Finding(Level.PROBLEM, str(error))]
-    who = "an API key" if settings.auth_configured else "nothing"
+    ways = [settings.token_rules and "a token", settings.api_keys and "an API key"]
+    who = " or ".join(way for way in ways if way) or "nothing"
     if settings.allow_anonymous:
         who = "nothing (anonymous use is allowed)"
     return [Finding(Level.FINE, f"the settings are valid; clients of {settings.host}:{settings.port} need {who}")]

@@ -1,4 +1,4 @@
-"""How an operator writes what is more than a word or a number: channel rules, API keys, origins, networks, addresses.
+"""How an operator writes what is more than a word or a number: channel rules, keys, origins, networks, addresses.
 
 Pure readers, text in and value out, used by `settings` as validators. They raise `ValueError` with a sentence that says
 what is allowed; a key never stands in it. What is no text is handed on, so that code can give ready values.
@@ -21,10 +21,13 @@ from app.brokers import WRITTEN, AckLevel
 from app.brokers.address import SENTINEL_FORM, SENTINEL_SCHEME, read_sentinel_url
 from app.core.identity import ApiKey
 from app.core.messages import ChannelRule, Verb
+from app.edge.jwks import check_address
+from app.edge.keys import PUBLIC_ALGORITHMS, SECRET_ALGORITHMS, read_public_key, read_secret
 
 _PATTERN = re.compile(r"(?:[A-Za-z0-9_.:@*-]|\{user\}){1,256}\Z")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 _ORIGIN = re.compile(r"(https?)://([a-z0-9.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?\Z")
+_COOKIE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}\Z")
 KEY = re.compile(r"[!-~]{16,512}\Z")
 """What a key or token of an operator looks like."""
 _DEFAULT = ChannelRule()
@@ -153,6 +156,40 @@ def read_keys(value: Any) -> Any:
     if len({key.digest for key in read}) < len(read):
         raise ValueError("two names have the same key")
     return tuple(read)
+
+
+def read_jwt_secret(value: Any) -> Any:
+    """A secret of tokens."""
+    if isinstance(value, str):
+        read_secret(value, ("HS256",))
+    return value
+
+
+def read_jwt_public_key(value: Any) -> Any:
+    """A public key of tokens, parsed here so that a wrong file ends the start and not the first token."""
+    if isinstance(value, str):
+        read_public_key(value, PUBLIC_ALGORITHMS)
+    return value
+
+
+def read_jwks_url(value: Any) -> Any:
+    """Where an issuer publishes its keys."""
+    return check_address(value) if isinstance(value, str) else value
+
+
+def read_algorithm(value: str) -> str:
+    """An algorithm of tokens (RFC 7518 section 3.1); `none` is not among them."""
+    known = (*SECRET_ALGORITHMS, *PUBLIC_ALGORITHMS)
+    if value not in known:
+        raise ValueError(f"`{value[:40]}` is no algorithm; allowed are {', '.join(known)}")
+    return value
+
+
+def read_cookie(value: Any) -> Any:
+    """The name of a cookie (RFC 6265 section 4.1.1)."""
+    if isinstance(value, str) and _COOKIE.match(value) is None:
+        raise ValueError("a cookie's name has 1 to 64 of A-Z a-z 0-9 and ! # $ % & ' * + - . ^ _ ` | ~")
+    return value
 
 
 def read_list(value: Any) -> Any:

@@ -118,8 +118,8 @@ def check_host(settings: Settings) -> list[Address]:
             if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
                 raise CannotServe(
                     Exit.USAGE,
-                    f"TOCSIN_HOST: {settings.host} can be reached from other machines: set TOCSIN_API_KEYS, "
-                    "or TOCSIN_ALLOW_ANONYMOUS=true to let everyone in",
+                    f"TOCSIN_HOST: {settings.host} can be reached from other machines: set TOCSIN_API_KEYS or "
+                    "TOCSIN_JWT_SECRET, or TOCSIN_ALLOW_ANONYMOUS=true to let everyone in",
                 )
     return addresses
 

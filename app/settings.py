@@ -16,16 +16,30 @@ from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 from annotated_types import Ge, Le
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.brokers import WRITTEN, AckLevel
 from app.core.identity import ApiKey
 from app.core.messages import ChannelRule
+from app.edge.keys import SECRET_ALGORITHMS, TokenRules, read_public_key, read_secret
 from app.notation import (
     KEY,
     read_ack,
+    read_algorithm,
+    read_cookie,
+    read_jwks_url,
+    read_jwt_public_key,
+    read_jwt_secret,
     read_keys,
     read_list,
     read_network,
@@ -63,11 +77,15 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True, env_prefix=PREFIX
     )
-    SECRETS: ClassVar[frozenset[str]] = frozenset({"redis_url", "api_keys", "metrics_token"})
+    SECRETS: ClassVar[frozenset[str]] = frozenset(
+        {"redis_url", "api_keys", "metrics_token", "jwt_secret", "jwt_public_key"}
+    )
     """Fields that may also come from a file (`TOCSIN_..._FILE`), and whose value is never shown."""
 
     host: str = Field(default="127.0.0.1", min_length=1, json_schema_extra=_documented(allowed="an address or a name"))
-    """Address to listen on. One that is not loopback needs `TOCSIN_API_KEYS` or `TOCSIN_ALLOW_ANONYMOUS=true`."""
+    """Address to listen on. One that is not loopback needs `TOCSIN_API_KEYS`, a key for tokens (`TOCSIN_JWT_SECRET` or
+    another), or `TOCSIN_ALLOW_ANONYMOUS=true`.
+    """
 
     port: int = Field(default=8000, ge=0, le=65535)
     """TCP port to listen on; 0 takes any free one."""
@@ -193,6 +211,53 @@ class Settings(BaseSettings):
     sha256sum`). Setting this ends anonymous use unless `TOCSIN_ALLOW_ANONYMOUS=true`.
     """
 
+    jwt_secret: SecretStr | None = Field(
+        default=None, json_schema_extra=_documented("none", "32 or more bytes; `openssl rand -hex 32`")
+    )
+    """Secret of tokens (JWT) that your backend signs, or `tocsin token`: HMAC with the text as it stands. At most one
+    of this, `TOCSIN_JWT_PUBLIC_KEY` and `TOCSIN_JWKS_URL`; any of them ends anonymous use as `TOCSIN_API_KEYS` does.
+    """
+
+    jwt_public_key: str | None = Field(
+        default=None, repr=False, json_schema_extra=_documented("none", "PEM, `-----BEGIN PUBLIC KEY-----`")
+    )
+    """Public key of tokens that somebody else signs: RSA of 2048 bits or more, P-256, P-384, P-521 or Ed25519."""
+
+    jwks_url: str | None = Field(
+        default=None, json_schema_extra=_documented("none", "`https://`, or `http://` on loopback")
+    )
+    """Where an issuer publishes its keys (JWK Set), for example its `/.well-known/jwks.json`. Fetched when the first
+    token comes, again every 10 minutes, and for a key that is not known at most every 30 seconds. Keys once fetched
+    serve until a later fetch succeeds. Set `TOCSIN_JWT_AUDIENCE` too where the issuer has other services.
+    """
+
+    jwt_algorithms: Annotated[
+        tuple[Annotated[str, BeforeValidator(read_algorithm)], ...], BeforeValidator(read_list)
+    ] = Field(
+        default=(),
+        json_schema_extra=_documented(
+            "`HS256` with a secret, else `RS256 ES256 EdDSA`",
+            "with a secret `HS256` `HS384` `HS512`; else `RS256` `RS384` `RS512` `PS256` `PS384` `PS512` `ES256` "
+            "`ES384` `ES512` `EdDSA`",
+        ),
+    )
+    """Algorithms that tokens may be signed with, whatever they themselves say. HS384 and HS512 need a secret of 48 and
+    64 bytes.
+    """
+
+    jwt_audience: str | None = Field(default=None, min_length=1, json_schema_extra=_documented("none: not looked at"))
+    """What a token's `aud` must be or contain."""
+
+    jwt_issuer: str | None = Field(default=None, min_length=1, json_schema_extra=_documented("none: not looked at"))
+    """What a token's `iss` must be."""
+
+    cookie: Annotated[str | None, BeforeValidator(read_cookie)] = Field(
+        default=None, json_schema_extra=_documented("none: off", "a cookie's name")
+    )
+    """Cookie that may carry a token, for pages of the same site. Never believed for a write of REST, nor without an
+    `Origin`.
+    """
+
     origins: Annotated[tuple[Annotated[str, BeforeValidator(read_origin)], ...], BeforeValidator(read_list)] = Field(
         default=(), json_schema_extra=_documented("none", "`https://host`, separated by commas or spaces")
     )
@@ -227,7 +292,22 @@ class Settings(BaseSettings):
     @property
     def auth_configured(self) -> bool:
         """Whether there is any way to prove who one is."""
-        return bool(self.api_keys)
+        return bool(self.api_keys) or self.token_rules is not None
+
+    @property
+    def token_rules(self) -> TokenRules | None:
+        """What a token must be; None: there are no tokens."""
+        if self.jwt_secret is None and self.jwt_public_key is None and self.jwks_url is None:
+            return None
+        default = ("HS256",) if self.jwt_secret is not None else ("RS256", "ES256", "EdDSA")
+        return TokenRules(
+            algorithms=self.jwt_algorithms or default,
+            secret=None if self.jwt_secret is None else self.jwt_secret.get_secret_value(),
+            public_key=self.jwt_public_key,
+            jwks_url=self.jwks_url,
+            audience=self.jwt_audience,
+            issuer=self.jwt_issuer,
+        )
 
     @property
     def redis_address(self) -> str | None:
@@ -248,6 +328,12 @@ class Settings(BaseSettings):
     @classmethod
     def _check_redis_url(cls, value: Any) -> Any:
         return read_redis_url(value)
+
+    @field_validator("jwt_secret", "jwt_public_key", "jwks_url", mode="before")
+    @classmethod
+    def _check_token_key(cls, value: Any, info: ValidationInfo) -> Any:
+        readers = {"jwt_secret": read_jwt_secret, "jwt_public_key": read_jwt_public_key, "jwks_url": read_jwks_url}
+        return readers[info.field_name or ""](value)
 
     @field_validator("metrics_token")
     @classmethod
@@ -272,6 +358,28 @@ class Settings(BaseSettings):
                 f"TOCSIN_HIGH_MARK: got {self.high_mark}; allowed is at least twice TOCSIN_MAX_MESSAGE "
                 f"({2 * self.max_message})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_tokens(self) -> Settings:
+        rules = self.token_rules
+        if rules is None:
+            return self
+        fields = {"jwt_secret": rules.secret, "jwt_public_key": rules.public_key, "jwks_url": rules.jwks_url}
+        given = [PREFIX + name.upper() for name, value in fields.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are set; allowed is one of them")
+        for name in rules.algorithms:
+            if (name in SECRET_ALGORITHMS) is not (rules.secret is not None):
+                kind = "a secret" if name in SECRET_ALGORITHMS else "a public key"
+                raise ValueError(f"TOCSIN_JWT_ALGORITHMS: {name} needs {kind}, and {given[0]} is none")
+        try:
+            if rules.secret is not None:
+                read_secret(rules.secret, rules.algorithms)
+            elif rules.public_key is not None:
+                read_public_key(rules.public_key, rules.algorithms)
+        except ValueError as error:
+            raise ValueError(f"{given[0]}: {error}") from None
         return self
 
     @classmethod

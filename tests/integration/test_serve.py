@@ -323,7 +323,7 @@ def test_an_open_door_ends_the_start_with_2(host: str) -> None:
     code, line = refuse("--host", host)
     assert code == 2
     assert line == (
-        f"tocsin: TOCSIN_HOST: {host} can be reached from other machines: set TOCSIN_API_KEYS, "
+        f"tocsin: TOCSIN_HOST: {host} can be reached from other machines: set TOCSIN_API_KEYS or TOCSIN_JWT_SECRET, "
         "or TOCSIN_ALLOW_ANONYMOUS=true to let everyone in"
     )
 

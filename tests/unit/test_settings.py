@@ -7,6 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from pydantic import ValidationError
 
 from app.brokers import WRITTEN, AckLevel
@@ -16,6 +19,33 @@ from app.core.messages import ChannelRule, Verb
 from app.settings import Settings, describe_problems, describe_settings
 
 KEY = "k3y-of-the-shop-0123456789"
+SECRET = "s3cret-0123456789abcdef0123456789"
+KEYS: dict[str, PrivateKeyTypes] = {
+    "rsa": rsa.generate_private_key(65537, 2048),
+    "small": rsa.generate_private_key(65537, 1024),
+    "p256": ec.generate_private_key(ec.SECP256R1()),
+    "p384": ec.generate_private_key(ec.SECP384R1()),
+    "k256": ec.generate_private_key(ec.SECP256K1()),
+    "ed25519": ed25519.Ed25519PrivateKey.generate(),
+    "dsa": dsa.generate_private_key(1024),
+}
+
+
+def public_pem(name: str) -> str:
+    return (
+        KEYS[name]
+        .public_key()
+        .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        .decode()
+    )
+
+
+def private_pem(name: str) -> str:
+    return (
+        KEYS[name]
+        .private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        .decode()
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -262,6 +292,93 @@ def test_trusted_proxies_are_addresses_and_networks(monkeypatch: pytest.MonkeyPa
     assert problems(monkeypatch, TRUSTED_PROXIES="proxy.example") == [
         "TOCSIN_TRUSTED_PROXIES: `proxy.example` is neither an IP address nor a network such as 10.0.0.0/8"
     ]
+
+
+def test_a_secret_for_tokens_allows_hs256_and_counts_as_authentication(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = read(monkeypatch, JWT_SECRET=SECRET, JWT_AUDIENCE="tocsin", JWT_ISSUER="https://id.example")
+    assert settings.auth_configured
+    rules = settings.token_rules
+    assert rules is not None
+    assert (rules.algorithms, rules.secret) == (("HS256",), SECRET)
+    assert (rules.audience, rules.issuer) == ("tocsin", "https://id.example")
+    assert "s3cret" not in repr(settings) + repr(rules)
+
+
+@pytest.mark.parametrize("name", ["rsa", "p256", "ed25519"])
+def test_a_public_key_for_tokens_comes_from_a_file_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "key.pem"
+    path.write_text(public_pem(name))
+    rules = read(monkeypatch, JWT_PUBLIC_KEY_FILE=str(path)).token_rules
+    assert rules is not None
+    assert rules.algorithms == ("RS256", "ES256", "EdDSA")
+    assert (rules.public_key or "").startswith("-----BEGIN PUBLIC KEY-----")
+
+
+@pytest.mark.parametrize("url", ["https://id.example/jwks.json", "http://127.0.0.1:8080/jwks", "http://localhost/"])
+def test_key_sets_come_from_these_addresses(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    settings = read(monkeypatch, JWKS_URL=url)
+    assert settings.auth_configured
+    assert settings.token_rules is not None
+    assert settings.token_rules.jwks_url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://id.example/", "ftp://id.example/", "file:///etc/passwd", "https://", "id.example/jwks"),
+        *("https://u:s3cret@h/", "https://h:x/", "http://localhost.evil.example/", "https://h/a b", "https://[h/"),
+    ],
+)
+def test_key_sets_come_from_no_other_address(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    [line] = problems(monkeypatch, JWKS_URL=url)
+    assert line == "TOCSIN_JWKS_URL: allowed is https://host/path without a password (http:// on loopback only)"
+
+
+@pytest.mark.parametrize(
+    ("variables", "start"),
+    [
+        ({"JWT_SECRET": "s3cret"}, "TOCSIN_JWT_SECRET: a secret needs 32 bytes or more"),
+        ({"JWT_SECRET": public_pem("rsa")}, "TOCSIN_JWT_SECRET: this is a key of another kind"),
+        ({"JWT_SECRET": private_pem("p256")}, "TOCSIN_JWT_SECRET: this is a key of another kind"),
+        ({"JWT_SECRET": SECRET, "JWT_ALGORITHMS": "HS512"}, "TOCSIN_JWT_SECRET: a secret needs 64 bytes or more"),
+        ({"JWT_SECRET": SECRET, "JWT_ALGORITHMS": "HS256,RS256"}, "TOCSIN_JWT_ALGORITHMS: RS256 needs a public key"),
+        ({"JWT_SECRET": SECRET, "JWT_ALGORITHMS": "none"}, "TOCSIN_JWT_ALGORITHMS: `none` is no algorithm"),
+        ({"JWT_SECRET": SECRET, "JWT_ALGORITHMS": "hs256"}, "TOCSIN_JWT_ALGORITHMS: `hs256` is no algorithm"),
+        ({"JWT_SECRET": SECRET, "JWKS_URL": "https://h/"}, "TOCSIN_JWT_SECRET and TOCSIN_JWKS_URL are set"),
+        ({"JWT_PUBLIC_KEY": SECRET}, "TOCSIN_JWT_PUBLIC_KEY: this is no public key in PEM"),
+        ({"JWT_PUBLIC_KEY": private_pem("rsa")}, "TOCSIN_JWT_PUBLIC_KEY: this is a private key"),
+        ({"JWT_PUBLIC_KEY": private_pem("ed25519")}, "TOCSIN_JWT_PUBLIC_KEY: this is a private key"),
+        ({"JWT_PUBLIC_KEY": public_pem("small")}, "TOCSIN_JWT_PUBLIC_KEY: this key cannot be used"),
+        ({"JWT_PUBLIC_KEY": public_pem("k256")}, "TOCSIN_JWT_PUBLIC_KEY: this key cannot be used"),
+        ({"JWT_PUBLIC_KEY": public_pem("dsa")}, "TOCSIN_JWT_PUBLIC_KEY: this key cannot be used"),
+        ({"JWT_PUBLIC_KEY": public_pem("p384")}, "TOCSIN_JWT_PUBLIC_KEY: this key is for ES384, of which"),
+        (
+            {"JWT_PUBLIC_KEY": public_pem("rsa"), "JWT_ALGORITHMS": "HS256"},
+            "TOCSIN_JWT_ALGORITHMS: HS256 needs a secret, and TOCSIN_JWT_PUBLIC_KEY is none",
+        ),
+        ({"COOKIE": "a b"}, "TOCSIN_COOKIE: a cookie's name has"),
+        ({"COOKIE": "a=b;"}, "TOCSIN_COOKIE: a cookie's name has"),
+    ],
+)
+def test_keys_for_tokens_that_cannot_work_end_the_start(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], start: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        read(monkeypatch, **variables)
+    [line] = describe_problems(caught.value)
+    assert line.startswith(start)
+    assert "\n" not in line
+    for text in (line, str(caught.value)):
+        assert "s3cret" not in text
+        assert "PRIVATE" not in text
+        assert "MII" not in text
+
+
+def test_a_cookie_is_off_unless_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().cookie is None
+    assert read(monkeypatch, COOKIE="__Host-tocsin").cookie == "__Host-tocsin"
 
 
 def test_settings_do_not_change() -> None:
