@@ -14,7 +14,7 @@ PYTHON ?= $(firstword $(foreach each,python3 python3.14 python3.13 python3.12 py
 	$(each) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(each))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test faults lint bench lock clean
+.PHONY: help setup run test faults lint audit bench lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(firstword $(MAKEFILE_LIST))
@@ -35,6 +35,9 @@ lint: setup $(VENV)/.dev ## ruff, mypy and the layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit: setup $(VENV)/.dev ## whether a vulnerability is known in requirements.lock; asks a database on the net
+	$(BIN)/python -m tests.audit $(ARGS)
 
 bench: setup ## measure this service beside others; the tables go to bench/results
 	$(BIN)/python -m bench $(ARGS)

@@ -26,7 +26,8 @@ from app.core.messages import ChannelRule, Draft, Kind, Position, Published, Ver
 from app.edge.access import Access
 from app.edge.answers import json, refusal
 from app.edge.models import (
-    KEY,
+    CHANNEL_FORM,
+    Absent,
     Addressed,
     Batch,
     BatchResults,
@@ -35,6 +36,8 @@ from app.edge.models import (
     Disconnect,
     ErrorModel,
     History,
+    Id,
+    Key,
     MembersModel,
     PublishedModel,
     Revoke,
@@ -54,7 +57,10 @@ REVOKED_SECONDS = 30 * 86_400
 """For how long a token is refused whose end is not given."""
 UserPath = Annotated[str, Path(min_length=1, max_length=256, description="`sub` of its tokens.", examples=["ada"])]
 TokenPath = Annotated[str, Path(min_length=1, max_length=256, description="`jti` of the token.", examples=["a1b2c3"])]
-ChannelPath = Annotated[str, Path(description="1 to 128 of A-Z a-z 0-9 _ . : @ -", examples=["room:42"])]
+ChannelPath = Annotated[
+    str,
+    Path(description="1 to 128 of A-Z a-z 0-9 _ . : @ -", examples=["room:42"], json_schema_extra=CHANNEL_FORM),
+]
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorModel, "description": description}
     for status, description in {
@@ -108,7 +114,7 @@ class Rest:
             request: Request,
             channel: ChannelPath,
             body: Body,
-            idempotency_key: Annotated[str | None, Header(pattern=KEY)] = None,
+            idempotency_key: Annotated[Key | Absent, Header()] = None,
         ) -> Response:
             """Publish one message. It is in the log before the answer, and on its way to every subscriber."""
             identity = await self.access.identify(request.scope, cookie=False)
@@ -143,8 +149,8 @@ class Rest:
         async def read(
             request: Request,
             channel: ChannelPath,
-            since: Annotated[str | None, Query(description="Only messages after this id.")] = None,
-            before: Annotated[str | None, Query(description="Only messages before this id.")] = None,
+            since: Annotated[Id | Absent, Query(description="Only messages after this id.")] = None,
+            before: Annotated[Id | Absent, Query(description="Only messages before this id.")] = None,
             limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         ) -> Response:
             """Read the log: with `since` the first messages after it, else the newest ones; ascending."""

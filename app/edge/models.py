@@ -4,10 +4,32 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, model_validator
+from pydantic.config import JsonDict
+from pydantic.json_schema import SkipJsonSchema
 
 KEY = r"^[A-Za-z0-9_-]{16,64}$"
 ID = "4c1f9be07a2d-126"
+# Documented, and checked in `core.messages`, which answers 400 with a code of its own.
+CHANNEL_FORM: JsonDict = {"pattern": r"^[A-Za-z0-9_.:@-]{1,128}$", "minLength": 1, "maxLength": 128}
+Id = Annotated[str, Field(json_schema_extra={"pattern": "^[0-9a-f]{1,40}-[0-9]{1,16}$"})]
+Absent = SkipJsonSchema[None]
+"""Beside the type of a header or query parameter that may be left out: there is no `null` in either."""
+_BASE64_FORM: JsonDict = {
+    "contentEncoding": "base64",
+    "pattern": "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$",
+}
+_ONE_CONTENT: JsonDict = {
+    "oneOf": [
+        {"required": ["data"], "properties": {"base64": {"type": "null"}}},
+        {"required": ["base64"], "properties": {"base64": {"type": "string"}}, "not": {"required": ["data"]}},
+    ],
+    "not": {
+        "required": ["key", "ephemeral"],
+        "properties": {"key": {"type": "string"}, "ephemeral": {"const": True}},
+    },
+}
+"""What `Body` checks beyond its fields, for those who generate clients."""
 
 Key = Annotated[
     str,
@@ -22,12 +44,14 @@ Key = Annotated[
 class Body(BaseModel):
     """A message to publish: `data` (any JSON) or `base64` (binary)."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", json_schema_extra=_ONE_CONTENT)
 
     data: JsonValue = Field(default=None, description="Any JSON value.", examples=[{"text": "hi"}])
-    base64: str | None = Field(default=None, description="Binary content instead of `data`.", examples=[None])
+    base64: str | None = Field(
+        default=None, description="Binary content instead of `data`.", examples=["AAE="], json_schema_extra=_BASE64_FORM
+    )
     key: Key | None = Field(default=None)
-    ephemeral: bool = Field(default=False, description="Neither logged nor resumable (typing, cursors).")
+    ephemeral: StrictBool = Field(default=False, description="Neither logged nor resumable (typing, cursors).")
 
     @model_validator(mode="after")
     def _one_content(self) -> Self:
@@ -42,7 +66,7 @@ class Body(BaseModel):
 class Addressed(Body):
     """A message to publish with its channel."""
 
-    channel: str = Field(examples=["room:42"])
+    channel: str = Field(examples=["room:42"], json_schema_extra=CHANNEL_FORM)
 
 
 class Batch(BaseModel):

@@ -350,7 +350,7 @@ async def test_a_missing_permission_to_wait_is_named(
         need_waitaof()
     with own_server.client() as client:
         client.execute_command("ACL", "SETUSER", "limited", "on", ">secret", "~*", "&*", "+@all", f"-{command}")
-    broker = RedisBroker(own_server.url.replace("redis://", "redis://limited:secret@"), prefix, RULES, ack=ack)
+    broker = RedisBroker(own_server.address("limited:secret"), prefix, RULES, ack=ack)
     stage = Stage(broker, Ear())
     broker.start(stage.ear, "inc1")
     try:

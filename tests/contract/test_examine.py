@@ -51,7 +51,7 @@ async def test_missing_permissions_are_named(
 ) -> None:
     with own_server.client() as client:
         client.execute_command("ACL", "SETUSER", "limited", "on", ">secret", "~*", "&*", *permissions.split())
-    url = own_server.url.replace("redis://", "redis://limited:secret@")
+    url = own_server.address("limited:secret")
     broker = RedisBroker(url, prefix, RULES, probe_seconds=0.1)
     broker.start(Ear(), "inc1")
     try:
@@ -93,7 +93,7 @@ async def test_no_store_at_all_is_a_problem_and_no_crash(prefix: str) -> None:
 async def test_a_refused_password_is_named(own_server: RedisServer, prefix: str) -> None:
     with own_server.client() as client:
         client.config_set("requirepass", "secret")
-        broker = RedisBroker(own_server.url.replace("redis://", "redis://:wrong@"), prefix, RULES)
+        broker = RedisBroker(own_server.address(":wrong"), prefix, RULES)
         broker.start(Ear(), "inc1")
         try:
             await until(lambda: any("password" in sentence for sentence in broker.problems()))

@@ -18,7 +18,7 @@ from tests.stage.redis import RedisServer
 
 
 async def test_a_connection_made_and_not_pooled_speaks_resp2_in_bursts(redis_server: RedisServer) -> None:
-    connection = connector(redis_server.url, "tocsin", 2.0)()
+    connection = connector(redis_server.address(), "tocsin", 2.0)()
     await connection.connect()  # type: ignore[no-untyped-call]
     try:
         parser, writer = connection._parser, connection._writer

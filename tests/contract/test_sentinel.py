@@ -222,7 +222,7 @@ async def test_passwords_of_the_primary_and_of_the_sentinels_are_two(prefix: str
             sentinel.execute_command("SENTINEL", "SET", "main", "auth-pass", "one")
             sentinel.execute_command("ACL", "SETUSER", "asker", "on", ">two", "+@all")
             sentinel.execute_command("ACL", "SETUSER", "default", "off")
-        url = watched.url.replace("://", "://:one@")
+        url = watched.address(":one")
         async with connected(f"{url}?sentinel_username=asker&sentinel_password=two", prefix) as stage:
             await stage.publish("room", b"x")
         broker = RedisBroker(f"{url}?sentinel_username=asker&sentinel_password=three", prefix, RULES)

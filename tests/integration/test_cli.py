@@ -141,6 +141,18 @@ def test_doctor_says_why_redis_cannot_be_used() -> None:
     assert "s3cret" not in done.stdout + done.stderr
 
 
+def test_doctor_names_what_it_could_not_check_and_the_service_is_ready_without_it() -> None:
+    with RedisServer() as store:
+        with store.client() as client:
+            client.execute_command("ACL", "SETUSER", "tocsin", "-config|get")
+        done = run_tocsin("doctor", redis_url=store.url)
+        with Service(store.url) as running:
+            assert running.get("/readyz").json() == {"status": "ready", "reasons": []}
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "client-output-buffer-limit could not be checked" in done.stdout
+    assert "maxmemory-policy is noeviction" in done.stdout
+
+
 def test_doctor_knows_the_embedded_redis() -> None:
     done = run_tocsin("doctor")
     assert "an embedded Redis would run: " in done.stdout

@@ -10,6 +10,8 @@ import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
+from tests.stage.redis import CREDENTIALS
+
 
 class Pipe:
     """One connection through the proxy.
@@ -57,8 +59,8 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """Address of the Redis behind it."""
-        return f"redis://127.0.0.1:{self.port}/0"
+        """Address of the Redis behind it, with the service's user."""
+        return f"redis://{CREDENTIALS}@127.0.0.1:{self.port}/0"
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""

@@ -1,4 +1,7 @@
-"""A real Redis of a test's own, alone, with replicas, or watched by Sentinels: started, killed, frozen, restarted."""
+"""A real Redis of a test's own, alone, with replicas, or watched by Sentinels: started, killed, frozen, restarted.
+
+The service connects as the user of `deploy/redis.acl`, the tests themselves as the default user, who may do all.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,6 +24,29 @@ import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+RULES = Path(__file__).parents[2] / "deploy" / "redis.acl"
+CREDENTIALS = "tocsin:of-the-tests"
+"""Of the service's user; they stand before the host in `url`."""
+_WIDE = ("~*:{*}:*", "~*:acks", "&*:{*}", "&*:control", "&*:control:*")
+"""The keys and channels of the service under whatever prefix a test has chosen; all else of their form is held."""
+
+
+def service_user(*, narrow: bool = False) -> list[str]:
+    """Name and rules of the service's user as `deploy/redis.acl` has them, with a password; with `narrow` also its keys
+    and channels are those, else what lies under any prefix.
+    """
+    [line] = [line for line in RULES.read_text("utf-8").splitlines() if line.startswith("user ")]
+    _, name, *rules = line.split()
+    user, _, password = CREDENTIALS.partition(":")
+    assert name == user
+    patterns = [rule for rule in rules if rule[0] in "~&"]
+    assert patterns == ["~tocsin:*", "&tocsin:*"]
+    if not narrow:
+        rules = [rule for rule in rules if rule not in patterns] + list(_WIDE)
+    if redis_version() >= (7, 2):
+        rules.append("+waitaof")
+    return [name, *(f">{password}" if rule == "#PASSWORD_SHA256" else rule for rule in rules)]
 
 
 def redis_binary() -> str:
@@ -32,6 +59,7 @@ def redis_binary() -> str:
     return found
 
 
+@cache
 def redis_version() -> tuple[int, int]:
     """Major and minor version of the server that `redis_binary` finds."""
     text = subprocess.run([redis_binary(), "--version"], capture_output=True, text=True, check=True).stdout
@@ -51,19 +79,32 @@ def free_port() -> int:
 class RedisServer:
     """One redis-server on a port of 127.0.0.1 with a data folder of its own; a context manager.
 
-    `options` and `more` are command-line options (`appendonly="yes"`, underscores stand for hyphens).
+    `options` and `more` are command-line options (`appendonly="yes"`, underscores stand for hyphens). `narrow` holds
+    the service to the prefix `tocsin`.
     """
 
-    def __init__(self, *, port: int | None = None, options: Mapping[str, str] | None = None, **more: str) -> None:
+    def __init__(
+        self,
+        *,
+        port: int | None = None,
+        narrow: bool = False,
+        options: Mapping[str, str] | None = None,
+        **more: str,
+    ) -> None:
         self.port = port or free_port()
+        self.narrow = narrow
         self.folder = Path(tempfile.mkdtemp(prefix="tocsin-redis-"))
         self.options = {"save": "", "appendonly": "no", **(options or {}), **more}
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        """Address for clients."""
-        return f"redis://127.0.0.1:{self.port}/0"
+        """Address for the service, with its user."""
+        return self.address(CREDENTIALS)
+
+    def address(self, credentials: str = "") -> str:
+        """Address with `user:password`; without, that of the default user."""
+        return f"redis://{credentials}{'@' * bool(credentials)}127.0.0.1:{self.port}/0"
 
     def client(self) -> redis.Redis:
         """A synchronous client that does not retry; close it."""
@@ -74,7 +115,7 @@ class RedisServer:
         arguments = [redis_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
         for name, value in self.options.items():
             arguments += [f"--{name.replace('_', '-')}", value]
-        return arguments
+        return [*arguments, "--user", *service_user(narrow=self.narrow)]
 
     def start(self) -> Self:
         """Start it and wait until it answers."""
@@ -210,8 +251,13 @@ class Watched:
 
     @property
     def url(self) -> str:
-        """Address for the service."""
-        return f"redis+sentinel://{','.join(f'127.0.0.1:{one.port}' for one in self.sentinels)}/main"
+        """Address for the service, with its user at the primary."""
+        return self.address(CREDENTIALS)
+
+    def address(self, credentials: str = "") -> str:
+        """Address with `user:password` at the primary."""
+        hosts = ",".join(f"127.0.0.1:{one.port}" for one in self.sentinels)
+        return f"redis+sentinel://{credentials}{'@' * bool(credentials)}{hosts}/main"
 
     @property
     def primary(self) -> RedisServer:
