@@ -36,7 +36,7 @@ FRAMES = Frames()
 QUIET = logging.getLogger("app.sockets.library")
 QUIET.setLevel(logging.WARNING)
 
-_TEXT, _BINARY, _PONG = 0x81, 0x82, 0x8A
+_TEXT, _BINARY, _CLOSE, _PONG = 0x81, 0x82, 0x88, 0x8A
 _USUAL = frozenset((_TEXT, _BINARY, _PONG))
 _OPEN, _CLOSING, _ENDING, _ENDED = range(4)
 
@@ -340,6 +340,11 @@ class DetachedSocket(asyncio.Protocol):
 
     def _judge(self, frame: bytes) -> None:
         """Let the library say what an unusual frame means, and do it."""
+        if self._fragments is not None and frame[0] == _CLOSE:
+            # It may stand between fragments (RFC 6455 section 5.4), and is answered like any other. The library takes
+            # the message that is under way for an error (1002), so it is forgotten first.
+            dismiss(self._fragments.library)
+            self._fragments = None
         fragments, self._fragments = self._fragments or _Fragments(self._limits.message), None
         library = fragments.library
         library.receive_data(frame)

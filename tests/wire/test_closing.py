@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.stage.frames import CLOSE, PING, TEXT, Peer, close, frame, text
+from tests.stage.frames import CLOSE, CONT, PING, TEXT, Peer, close, frame, text
 from tests.wire.stage import LIMITS, Server, wait_for
 
 SLACK = 1.5
@@ -63,6 +63,18 @@ def test_nothing_after_the_peers_close_is_heard(server: Server, portable: bool) 
     echo = server.echo_of(peer)
     assert wait_for(lambda: echo.code) == 1000
     assert echo.heard == ["one"]
+
+
+def test_a_close_between_fragments_is_echoed(server: Server, portable: bool) -> None:
+    with Peer(server.port) as peer:
+        peer.send(frame(TEXT, b"one ", fin=False), close(3001), frame(CONT, b"two"))
+        # The `websockets` library, which answers for uvicorn, takes the unfinished message for an error.
+        code = 1002 if portable else 3001
+        assert peer.read_close() == code
+    echo = server.echo_of(peer)
+    assert wait_for(lambda: echo.code) == code
+    assert echo.heard == []
+    assert echo.told == ["closed"]
 
 
 def test_our_close_comes_after_what_is_waiting_and_ends_with_the_answer(server: Server, portable: bool) -> None:
