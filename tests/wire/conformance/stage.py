@@ -13,6 +13,9 @@ from tests.wire.conformance.case import Case, Chunks, Heard
 
 RATES = ("publish_rate", "command_rate", "frame_rate")
 
+PATIENCE = 4.0
+"""Seconds that anything may take: less than until a server that forgot to end a connection aborts it (5 or 10)."""
+
 
 def unlimited() -> dict[str, str]:
     """Settings that lift every limit of rates which this version has: cases send as fast as they can."""
@@ -33,7 +36,11 @@ class Stage:
 
     def __enter__(self) -> Self:
         self.service.start()
-        self._witness = Peer(self.service.port, "/ws?channel=witness")
+        try:
+            self._witness = Peer(self.service.port, "/ws?channel=witness")
+        except BaseException:
+            self.service.end()
+            raise
         return self
 
     def __exit__(
@@ -49,7 +56,7 @@ class Stage:
             AssertionError: it went in a way that is not allowed.
             TimeoutError: something that must come did not.
         """
-        with Peer(self.service.port, f"/ws?channel=case:{case.number}") as peer:
+        with Peer(self.service.port, f"/ws?channel=case:{case.number}", patience=PATIENCE) as peer:
             assert peer.status == 101, peer.head
             *turns, last = case.turns
             for turn in turns:
