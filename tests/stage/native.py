@@ -93,11 +93,18 @@ class NativeClient:
         return self.socket.close_code
 
 
+def offered(subprotocol: str, token: str | None) -> list[Subprotocol]:
+    """What a browser offers to say which format it speaks and who it is."""
+    return [Subprotocol(name) for name in (subprotocol, *([f"tocsin.bearer.{token}"] if token else []))]
+
+
 @contextlib.asynccontextmanager
 async def converse(
-    service: Service, *, receive_buffer: int | None = None, **options: Any
+    service: Service, *, token: str | None = None, receive_buffer: int | None = None, **options: Any
 ) -> AsyncIterator[NativeClient]:
-    """A connected client that has been welcomed; `receive_buffer` (bytes) makes one whose TCP takes little unread."""
+    """A connected client that has been welcomed; it shows its token as a browser does. `receive_buffer` (bytes) makes
+    one whose TCP takes little unread.
+    """
     if receive_buffer is not None:
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -106,7 +113,7 @@ async def converse(
         options |= {"sock": sock, "max_queue": 1}
     url = f"ws://127.0.0.1:{service.port}/ws"
     async with websockets.connect(
-        url, subprotocols=[NATIVE], compression=None, max_size=None, ping_interval=None, **options
+        url, subprotocols=offered(NATIVE, token), compression=None, max_size=None, ping_interval=None, **options
     ) as connection:
         client = NativeClient(connection)
         client.welcome = await client.read()
