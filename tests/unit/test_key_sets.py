@@ -355,9 +355,9 @@ async def test_a_slow_endpoint_keeps_a_request_no_longer_than_the_deadline(
     started = time.monotonic()
     with pytest.raises(Unavailable):
         await tokens.verify(mint(P256, kid="p"))
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10  # without the deadline: never
     await until(lambda: tokens._set is not None and tokens._set._task is None)  # the thread is free again
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
     if where != "silence":
         await asyncio.to_thread(ended.wait, 5)
         assert ended.is_set()
