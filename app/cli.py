@@ -199,7 +199,7 @@ def token(
     key: Annotated[
         Path | None, typer.Option(help="File with a private key (PEM) that signs instead of TOCSIN_JWT_SECRET.")
     ] = None,
-    algorithm: Annotated[str | None, typer.Option(help="For example ES256. [the first that fits the key]")] = None,
+    algorithm: Annotated[str | None, typer.Option(help="For example ES256; else the first that fits the key.")] = None,
     kid: Annotated[str | None, typer.Option(help="Name of the key in a key set; with --key.")] = None,
     explained: Annotated[bool, typer.Option("--explain", help="Say in words what a token is.")] = False,
 ) -> None:
