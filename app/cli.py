@@ -1,4 +1,4 @@
-"""The command line: `tocsin serve`, `publish`, `doctor`.
+"""The command line: `tocsin serve`, `publish`, `token`, `doctor`.
 
 Each command does its work elsewhere; here are options, words and exit codes. An error is one line on stderr.
 """
@@ -30,8 +30,10 @@ from app.brokers.address import SENTINEL_SCHEME
 from app.brokers.examine import Finding, Level
 from app.brokers.redis import RedisBroker
 from app.core.errors import TocsinError
-from app.core.messages import Cleared, Publication
+from app.core.messages import Cleared, Publication, Verb
 from app.embedded import NoRedis, find_engine
+from app.mint import CannotMint, explain, mint, signer_by_key, signer_by_secret
+from app.notation import check_pattern
 from app.serve import BACKLOG, FILES, CannotServe, Exit, check_host
 from app.serve import serve as run_service
 from app.settings import Settings, describe_problems
@@ -173,6 +175,74 @@ def _read_answer(status: int, raw: bytes) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         _fail(Exit.UNREACHABLE, f"the answer (HTTP {status}) is not from a Tocsin service")
     return _fail(Exit.UNREACHABLE if status == 429 or status >= 500 else Exit.REFUSED, sentence)
+
+
+_Patterns = Annotated[
+    list[str] | None, typer.Option(help="Channel or pattern; more than once for more.", metavar="PATTERN")
+]
+
+
+@app.command(epilog=CODES)
+def token(
+    who: Annotated[
+        str | None, typer.Argument(metavar="USER", help="The user; with --explain a token, else it is read from stdin.")
+    ] = None,
+    *,
+    publish: _Patterns = None,
+    subscribe: _Patterns = None,
+    history: _Patterns = None,
+    presence: _Patterns = None,
+    ttl: Annotated[int, typer.Option(help="Seconds that it lives.", min=1, max=315_360_000)] = 3600,
+    jti: Annotated[str, typer.Option(help="Its id, by which it can be revoked; auto: a random one.")] = "auto",
+    audience: Annotated[str | None, typer.Option(help="`aud`. [TOCSIN_JWT_AUDIENCE]", show_default=False)] = None,
+    issuer: Annotated[str | None, typer.Option(help="`iss`. [TOCSIN_JWT_ISSUER]", show_default=False)] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="File with a private key (PEM) that signs instead of TOCSIN_JWT_SECRET.")
+    ] = None,
+    algorithm: Annotated[str | None, typer.Option(help="For example ES256; else the first that fits the key.")] = None,
+    kid: Annotated[str | None, typer.Option(help="Name of the key in a key set; with --key.")] = None,
+    explained: Annotated[bool, typer.Option("--explain", help="Say in words what a token is.")] = False,
+) -> None:
+    """Print a token for USER, signed with TOCSIN_JWT_SECRET: tocsin token ada --subscribe 'room:*'. Or --explain one.
+
+    The secret comes from the environment or TOCSIN_JWT_SECRET_FILE, never from an argument.
+    """
+    settings = _read_settings({})
+    rules = settings.token_rules
+    if explained:
+        logs.configure("auto", "error")
+        shown = sys.stdin.buffer.read(65_536).decode("ascii", "replace") if who in (None, "-") else str(who)
+        lines, accepted = asyncio.run(explain(shown.strip(), rules, time.time()))
+        for line in lines:
+            typer.echo(line)
+        raise typer.Exit(Exit.DONE if accepted else Exit.REFUSED)
+    if who is None:
+        _fail(Exit.USAGE, "for whom? tocsin token USER --subscribe 'room:*'")
+    if kid is not None and key is None:
+        _fail(Exit.USAGE, "--kid names a key of a key set: give --key FILE too")
+    asked = {Verb.PUBLISH: publish, Verb.SUBSCRIBE: subscribe, Verb.HISTORY: history, Verb.PRESENCE: presence}
+    try:
+        signer = signer_by_secret(rules, algorithm) if key is None else signer_by_key(key, algorithm, kid)
+        minted = mint(
+            signer,
+            who,
+            {verb: [_check(pattern, verb) for pattern in patterns or ()] for verb, patterns in asked.items()},
+            now=int(time.time()),
+            ttl=ttl,
+            token=None if jti == "auto" else jti,
+            audience=audience or settings.jwt_audience,
+            issuer=issuer or settings.jwt_issuer,
+        )
+    except CannotMint as error:
+        _fail(Exit.USAGE, str(error))
+    typer.echo(minted)
+
+
+def _check(pattern: str, verb: Verb) -> str:
+    try:
+        return check_pattern(pattern)
+    except ValueError as error:
+        _fail(Exit.USAGE, f"--{verb}: {error}")
 
 
 @app.command(epilog=CODES)

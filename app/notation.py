@@ -68,7 +68,12 @@ def _first_line(error: ValidationError) -> str:
     return "; ".join(parts)
 
 
-def _check_pattern(pattern: str) -> str:
+def check_pattern(pattern: str) -> str:
+    """Return a channel pattern of a rule or a key if it is in the grammar.
+
+    Raises:
+        ValueError: it is not.
+    """
     if _PATTERN.match(pattern) is None:
         raise ValueError(
             f"`{pattern[:80]}` is no channel pattern: allowed are A-Z a-z 0-9 _ . : @ -, `*` for any run of them "
@@ -107,7 +112,7 @@ def read_rule(value: Any) -> Any:
     if "{user}" in rule.channel:
         raise ValueError("`{user}` stands for somebody, and a rule is about nobody: write `*`")
     return ChannelRule(
-        pattern=_check_pattern(rule.channel),
+        pattern=check_pattern(rule.channel),
         history=rule.history,
         ttl=rule.ttl,
         presence=rule.presence,
@@ -151,7 +156,7 @@ def read_keys(value: Any) -> Any:
             scope = _Key.model_validate(entry)
         except ValidationError as error:
             raise ValueError(f"{which}: {_first_line(error)}") from None
-        allows = {verb: tuple(map(_check_pattern, getattr(scope, verb.value))) for verb in Verb}
+        allows = {verb: tuple(map(check_pattern, getattr(scope, verb.value))) for verb in Verb}
         read.append(ApiKey(name, _read_digest(which, scope.key), MappingProxyType(allows), admin=scope.admin))
     if len({key.digest for key in read}) < len(read):
         raise ValueError("two names have the same key")
