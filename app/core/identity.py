@@ -43,7 +43,8 @@ class Identity:
 
     Attributes:
         user: user id (a token's `sub`), or None when anonymous or a backend.
-        scope: who shares idempotency keys with it: `user/<sub>`, `key/<name>`; empty: all anonymous.
+        scope: who shares idempotency keys with it: `user/<sub>` (its `%` and `:` as `%25` and
+            `%3A`), `key/<name>`; empty: all anonymous.
         allows: channel patterns per verb; None: the channel rules' `anonymous` decide.
         admin: may list, clear, disconnect and revoke.
         token: id of the token (`jti`) by which it can be revoked, or None.
@@ -110,7 +111,8 @@ def identity_of(claims: Mapping[str, Any]) -> Identity:
         )
     return Identity(
         user=user,
-        scope=f"user/{user}",
+        # The store writes a colon behind the scope: without one inside, `a:b` with key `c` is not `a` with key `b:c`.
+        scope="user/" + user.replace("%", "%25").replace(":", "%3A"),
         allows=_read_allows(claims.get(CLAIM, {})),
         token=token,
         expires_at=float(expires_at),

@@ -168,6 +168,19 @@ def test_no_sub_has_the_scope_of_a_key_or_of_the_anonymous(user: str, name: str)
         assert someone.rated
 
 
+@STEADY
+@given(*[st.text("a:%3A/", min_size=1, max_size=8)] * 2, *[st.text("a:%3A/", max_size=8)] * 2)
+def test_users_share_no_idempotency_key(one: str, other: str, key: str, another: str) -> None:
+    """As the store joins them: scope, colon, key."""
+    joined = [f"{identity_of({**ADA, 'sub': sub}).scope}:{name}" for sub, name in ((one, key), (other, another))]
+    assert (joined[0] == joined[1]) is ((one, key) == (other, another))
+
+
+def test_users_whose_names_have_colons_share_none_either() -> None:
+    one, other = identity_of({**ADA, "sub": "a:b"}), identity_of({**ADA, "sub": "a"})
+    assert f"{one.scope}:c" != f"{other.scope}:b:c"
+
+
 def test_only_backends_are_not_rated() -> None:
     assert not Identity.of_key(ApiKey("billing", b"\0" * 32)).rated
     assert Identity().rated

@@ -331,6 +331,19 @@ async def test_a_redirect_on_the_host_is_followed(issuer: Issuer, clock: Clock) 
     assert issuer.paths == ["/jwks.json", "/there"]
 
 
+async def test_a_redirect_elsewhere_is_not_followed_though_good_keys_are_there(issuer: Issuer, clock: Clock) -> None:
+    other = Issuer()
+    try:
+        other.publish(jwk(P256, "p"))
+        for place in (other.url, other.url.replace("127.0.0.1", "localhost")):
+            issuer.send(b"", 302, Location=place)
+            with pytest.raises(Unavailable):
+                await tokens_of(issuer, clock).verify(mint(P256, kid="p"))
+        assert other.paths == []
+    finally:
+        other.stop()
+
+
 @pytest.mark.parametrize("where", ["silence", "head", "body"])
 async def test_a_slow_endpoint_keeps_a_request_no_longer_than_the_deadline(
     where: str, issuer: Issuer, clock: Clock, monkeypatch: pytest.MonkeyPatch
