@@ -17,6 +17,8 @@ ALONE = 16_384
 
 EXTENSION = "tocsin.socket"
 """Key in an ASGI scope's `extensions` under which a server offers a `Handover`."""
+HANDSHAKE_SECONDS = "tocsin.handshake_seconds"
+"""Key in the state of the lifespan scope under which an application says how long a request may take to arrive."""
 
 Unit = Any
 """One message framed for a kind of socket: shared by all of them, opaque to everyone else."""
