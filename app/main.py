@@ -137,7 +137,7 @@ def create_app(settings: Settings) -> Tocsin:
         broker=broker,
         roster=roster,
         capacity=settings.max_connections,
-        limits=Limits(message=settings.max_message, high_mark=settings.high_mark),
+        limits=Limits(message=settings.max_message, high_mark=settings.high_mark, frame_rate=settings.frame_rate),
         max_subscriptions=settings.max_subscriptions,
         welcome=lambda client, user: Welcome(
             client,

@@ -94,6 +94,9 @@ class Echo:
     def on_resumed(self) -> None:
         self.told.append("resumed")
 
+    def on_flooded(self) -> None:
+        self.told.append("flooded")
+
     def on_shutdown(self) -> None:
         self.told.append("shutdown")
         self.socket.close(1012)
