@@ -9,10 +9,12 @@ there) or after an upgrade. The object must leave no reference behind when it is
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from http import HTTPStatus
 from typing import Any, cast
 
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -29,8 +31,32 @@ LINGER_SECONDS = 2.0
 DEFAULT_SECONDS = 10.0
 """The deadline under an application that names none."""
 
-
 _FIELDS = b"content-type: text/plain; charset=utf-8\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+_LEAST_SECONDS = 0.1
+"""A deadline is put off by so much at least, and the last look at a request is taken so much before."""
+
+
+class _Flow(FlowControl):
+    """uvicorn's flow control, with a memory of how long nothing was read from the peer."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(transport)
+        self._loop = loop
+        self._since = self._before = 0.0
+
+    @property
+    def unread(self) -> float:
+        """Seconds in which reading was paused, in all."""
+        return self._before + (self._loop.time() - self._since if self.read_paused else 0.0)
+
+    def pause_reading(self) -> None:
+        if not self.read_paused:
+            self._since = self._loop.time()
+        super().pause_reading()
+
+    def resume_reading(self) -> None:
+        self._before = self.unread
+        super().resume_reading()
 
 
 class _TooLarge(Exception):
@@ -59,6 +85,8 @@ class HttpProtocol(HttpToolsProtocol):
         # Even: a head is awaited; odd: a body. And the step that the timer runs for.
         self._step = self._timed = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._flow: _Flow
+        self._excused = 0.0
         self._room = HEAD_LIMIT
         # Bytes since the parser last told us anything: what it keeps of an endless line.
         self._untold = 0
@@ -70,6 +98,7 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """The clock starts before the first byte."""
         super().connection_made(transport)
+        self.flow = self._flow = _Flow(transport, self.loop)
         self._set_deadline()
 
     def data_received(self, data: bytes) -> None:
@@ -167,17 +196,24 @@ class HttpProtocol(HttpToolsProtocol):
     def _set_deadline(self) -> None:
         self._cancel()
         self._timed = self._step
-        self._timer = self.loop.call_later(self._seconds, self._expire)
+        self._excused = self._flow.unread
+        self._timer = self.loop.call_later(self._seconds - _LEAST_SECONDS, self._expire)
 
     def _cancel(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _expire(self) -> None:
+    def _expire(self, *, last: bool = False) -> None:
         self._timer = None
-        if self.flow.read_paused:  # it is we who do not read: the application has enough to do
-            self._set_deadline()
+        # The clock stands still while it is we who do not read, because the application has enough to do.
+        owed = self._flow.unread - self._excused
+        if owed > 0:
+            owed = max(owed, _LEAST_SECONDS)
+            self._excused += owed
+            self._timer = self.loop.call_later(owed, self._expire)
+        elif not last:  # the loop may have stood still: what has arrived by now is read first
+            self._timer = self.loop.call_later(_LEAST_SECONDS, partial(self._expire, last=True))
         else:
             self._refuse(HTTPStatus.REQUEST_TIMEOUT)
 

@@ -126,6 +126,7 @@ def test_the_parser_calls_what_the_http_class_overrides(config: Config) -> None:
     assert inspect.getsource(HttpToolsProtocol).count("self.send_400_response(") == 1
     assert "self.scope = {" in inspect.getsource(HttpToolsProtocol.on_message_begin)
     assert "scope=self.scope," in inspect.getsource(HttpToolsProtocol.on_headers_complete)
+    assert "flow=self.flow," in inspect.getsource(HttpToolsProtocol.on_headers_complete)
     assert STATUS_LINE[408] == b"HTTP/1.1 408 Request Timeout\r\n"
 
 
