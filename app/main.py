@@ -1,7 +1,8 @@
 """The wiring: settings become objects, objects are given to each other. The only place that names a concrete broker.
 
 `app` is what a server imports: `uvicorn app.main:app --workers 4` works as it stands, and
-`--ws app.sockets.uvicorn:WebSocketProtocol` turns on the fast path. `tocsin serve` does both.
+`--ws app.sockets.uvicorn:WebSocketProtocol` turns on the fast path, `--http app.sockets.handshake:HttpProtocol` the
+deadline of handshakes. `tocsin serve` does it all.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from app.protocols import BEARER
 from app.protocols.native import Native
 from app.protocols.plain import Plain
 from app.settings import Settings, describe_problems
-from app.sockets import Limits
+from app.sockets import HANDSHAKE_SECONDS, Limits
 
 log = structlog.get_logger("tocsin")
 
@@ -64,6 +65,8 @@ class Tocsin(FastAPI):
     websocket_edge: WebSocketEdge
     refusal: str | None = None
     """Why the service cannot start, if it cannot."""
+    handshake_seconds: float
+    """How long a request may take to arrive."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, socket or lifespan."""
@@ -80,6 +83,8 @@ class Tocsin(FastAPI):
             await receive()
             await send({"type": "lifespan.startup.failed", "message": self.refusal})
         else:
+            if scope["type"] == "lifespan" and "state" in scope:  # what the server's protocols are made with
+                scope["state"][HANDSHAKE_SECONDS] = self.handshake_seconds
             await super().__call__(scope, receive, send)
 
 
@@ -165,7 +170,7 @@ def create_app(settings: Settings) -> Tocsin:
         presence=presence,
         refuses=refusals.refuses,
         capacity=settings.max_connections,
-        limits=Limits(message=settings.max_message, high_mark=settings.high_mark),
+        limits=Limits(message=settings.max_message, high_mark=settings.high_mark, frame_rate=settings.frame_rate),
         max_subscriptions=settings.max_subscriptions,
         welcome=lambda client, user: Welcome(
             client,
@@ -210,6 +215,7 @@ def create_app(settings: Settings) -> Tocsin:
         openapi_url="/openapi.json" if settings.docs else None,
     )
     app.websocket_edge = websocket_edge
+    app.handshake_seconds = settings.handshake_seconds
     if url is None:
         app.refusal = "no Redis is named: set TOCSIN_REDIS_URL, or run `tocsin serve`, which brings its own"
     app.add_middleware(BodyLimit)

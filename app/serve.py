@@ -29,6 +29,7 @@ from app.settings import Settings
 
 APPLICATION = "app.main:app"
 PROTOCOL = "app.sockets.uvicorn:WebSocketProtocol"
+HTTP = "app.sockets.handshake:HttpProtocol"
 BACKLOG = 4096
 """Connections that wait in the kernel to be accepted (listen(2))."""
 FILES = 65_535
@@ -182,7 +183,7 @@ def _run(
         port=sockets[0].getsockname()[1],
         workers=settings.workers,
         loop="uvloop",
-        http="httptools",
+        http=HTTP,
         ws=protocol,
         ws_max_size=settings.max_message,
         ws_ping_interval=None,  # the service pings by itself

@@ -191,6 +191,18 @@ class Settings(BaseSettings):
     ping_seconds: float = Field(default=25, ge=1, le=300)
     """Seconds between two pings. A socket that stays silent for two of them is closed."""
 
+    frame_rate: int = Field(default=1000, ge=0, le=1_000_000)
+    """WebSocket frames a second that are read from one client, pings and fragments included, after twice as many at
+    once; what it sends beyond waits on its side, and nothing of it is lost. 0: no limit. On the portable path messages
+    are counted.
+    """
+
+    handshake_seconds: float = Field(default=10, ge=0.5, le=120)
+    """Seconds in which the head of a request must have arrived, counted from the connection or from the first byte of a
+    later request; its body has as many again. Late ones are answered with 408. Needs `tocsin serve`, or uvicorn's
+    `--http app.sockets.handshake:HttpProtocol`.
+    """
+
     stall_seconds: float = Field(default=30, ge=0.1, le=3600)
     """Seconds after which a client that reads nothing is cut off. It resumes when it returns."""
 

@@ -57,6 +57,7 @@ def _tocsin_environment(port: int, workers: int, url: str) -> dict[str, str]:
         "TOCSIN_REDIS_URL": url,
         "TOCSIN_LOG_LEVEL": "warning",
         "TOCSIN_PUBLISH_RATE": "0",  # the publishers of a benchmark are the abuse that the limit is for
+        "TOCSIN_FRAME_RATE": "0",  # likewise
     }
     known = _settings()
     return {name: value for name, value in wanted.items() if not known or name in known}

@@ -169,6 +169,10 @@ class Connection:
         for subscription in list(self._subscriptions.values()):
             self._catchup.step(subscription)
 
+    def on_flooded(self) -> None:
+        """The client sent more frames than its rate allows."""
+        self._roster.floods += 1
+
     def on_closed(self, code: int) -> None:  # noqa: ARG002 - the contract's signature
         """The connection is gone: leave everything, cut every reference."""
         if self.closed:

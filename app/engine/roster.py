@@ -61,6 +61,7 @@ class Roster:
     Attributes:
         count: connections.
         opening: upgrades under way, which will be connections.
+        floods: pauses of sockets that sent more frames than their rate allows.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Roster:
         self.opened = 0
         self.silent = 0
         self.aborted = 0
+        self.floods = 0
 
     def add(self, peer: Peer) -> None:
         """A connection has begun."""

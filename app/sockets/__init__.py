@@ -17,6 +17,12 @@ ALONE = 16_384
 
 EXTENSION = "tocsin.socket"
 """Key in an ASGI scope's `extensions` under which a server offers a `Handover`."""
+HANDSHAKE_SECONDS = "tocsin.handshake_seconds"
+"""Key in the state of the lifespan scope under which an application says how long a request may take to arrive."""
+BURST_SECONDS = 2.0
+"""What a peer may send at once, in seconds of its frame rate."""
+FLOOD_SECONDS = 0.1
+"""A peer over its frame rate is not read from for at least so long, then may send what the rate allows for it."""
 
 Unit = Any
 """One message framed for a kind of socket: shared by all of them, opaque to everyone else."""
@@ -52,6 +58,9 @@ class Receiver(Protocol):
     def on_resumed(self) -> None:
         """What was waiting has drained."""
 
+    def on_flooded(self) -> None:
+        """The peer sent more frames than its rate allows: for a moment nothing is read. Counted, nothing else."""
+
     def on_closed(self, code: int) -> None:
         """The connection is gone (RFC 6455 section 7.4: the code received, else 1006). The last call."""
 
@@ -68,11 +77,14 @@ class Limits:
         high_mark: bytes that may wait in the write buffer before the peer counts as slow.
         close_seconds: how long the peer may take to answer our close frame (or to read it) before the connection is
             aborted.
+        frame_rate: frames a second that are read from the peer, whatever they carry, after a burst of `BURST_SECONDS`;
+            the rest waits with the peer. 0: as many as come.
     """
 
     message: int = 65_536
     high_mark: int = 1_048_576
     close_seconds: float = 5.0
+    frame_rate: float = 0
 
 
 class Socket(Protocol):

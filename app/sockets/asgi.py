@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from app.core.errors import Close
-from app.sockets import ALONE, JOIN_LIMIT, Limits, Receiver
+from app.sockets import ALONE, BURST_SECONDS, FLOOD_SECONDS, JOIN_LIMIT, Limits, Receiver
 from app.sockets.frames import cut_reason
 
 TURN = 256
@@ -225,7 +225,9 @@ class AsgiSocket:
             await self._work.wait()
 
     async def _read(self) -> None:
-        """Give what the server reads to the receiver, as long as it wants it."""
+        """Give what the server reads to the receiver, as long as it wants it and the rate allows."""
+        rate = self._limits.frame_rate
+        due = 0.0
         for count in itertools.count(1):
             await self._reading.wait()
             try:
@@ -239,6 +241,13 @@ class AsgiSocket:
             # Paused while this one was on its way: it waits.
             await self._reading.wait()
             self._deliver(message)
+            if rate and not self._closing:
+                now = self._loop.time()
+                due = max(due, now) + 1 / rate
+                if due - now > BURST_SECONDS:
+                    if self._receiver is not None:
+                        self._receiver.on_flooded()
+                    await asyncio.sleep(due - now - BURST_SECONDS + max(FLOOD_SECONDS, 1 / rate))
             if count % TURN == 0:
                 await asyncio.sleep(0)
 

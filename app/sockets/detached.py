@@ -20,7 +20,7 @@ from websockets.protocol import Protocol as Library
 from websockets.speedups import apply_mask
 
 from app.core.errors import Close
-from app.sockets import Limits, Receiver
+from app.sockets import BURST_SECONDS, FLOOD_SECONDS, Limits, Receiver
 from app.sockets.frames import PING, Frames, close_frame
 
 SEND_BUFFER = 131_072
@@ -75,6 +75,9 @@ class _Farewell:
     def on_resumed(self) -> None:
         pass
 
+    def on_flooded(self) -> None:
+        pass
+
     def on_shutdown(self) -> None:
         pass
 
@@ -87,13 +90,13 @@ _NOBODY = _Farewell()
 
 
 class _Fragments:
-    """A fragmented message under way: what the library knows of it, and its parts."""
+    """A fragmented message under way: what the library knows of it, and its bytes so far."""
 
-    __slots__ = ("library", "parts", "text")
+    __slots__ = ("library", "payload", "text")
 
     def __init__(self, limit: int) -> None:
         self.library = Library(SERVER, state=LIBRARY_OPEN, max_size=limit, logger=QUIET)
-        self.parts: list[bytes] = []
+        self.payload = bytearray()  # one object, however many fragments
         self.text = False
 
 
@@ -110,6 +113,8 @@ class DetachedSocket(asyncio.Protocol):
     __slots__ = (
         "_code",
         "_connections",
+        "_due",
+        "_flood",
         "_flowing",
         "_fragments",
         "_limits",
@@ -145,7 +150,11 @@ class DetachedSocket(asyncio.Protocol):
         self._limits = limits
         self._state = _OPEN
         self._code = int(Close.ABNORMAL)
+        # Nobody holds reading back: neither who is above nor the frame rate.
         self._flowing = False
+        # Loop time at which what has been read is paid for at the frame rate, and the end of a pause because of it.
+        self._due = 0.0
+        self._flood: asyncio.TimerHandle | None = None
         # Bytes not yet delivered, and how many of them make it worth looking again.
         self._rest: bytearray | None = bytearray(early) if early else None
         self._need = 0
@@ -181,11 +190,12 @@ class DetachedSocket(asyncio.Protocol):
         """Leave what the peer sends in the kernel; what has been read already waits here, in order."""
         if self._state == _OPEN:
             self._flowing = False
+            self._forgive()
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
         """Read again. What waits here is delivered first, in a later turn of the loop."""
-        if self._state > _CLOSING or self._flowing:
+        if self._state > _CLOSING or self._flowing or self._flood is not None:
             return
         self._flowing = True
         if self._rest is None:
@@ -207,6 +217,7 @@ class DetachedSocket(asyncio.Protocol):
         self.write = _ignore
         self._transport.write(frame)
         self._set_deadline()
+        self._forgive()
         # The answer stands behind whatever else the peer has sent.
         self.resume_reading()
 
@@ -220,13 +231,13 @@ class DetachedSocket(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Deliver what is whole, keep what is not."""
-        self.heard = self._loop.time()
+        self.heard = now = self._loop.time()
         if self._rest is not None:
             self._rest += data
             if not self._flowing or len(self._rest) < self._need:
                 return
             data, self._rest = bytes(self._rest), None
-        if self._flowing and not self._deliver(data):
+        if self._flowing and not self._deliver(data, now):
             self._transport.pause_reading()
             self._loop.call_soon(self._go_on)
 
@@ -267,47 +278,58 @@ class DetachedSocket(asyncio.Protocol):
         if not self._flowing or self._transport.is_closing():
             return
         rest, self._rest = self._rest, None
-        if rest is not None and not self._deliver(bytes(rest)):
-            self._loop.call_soon(self._go_on)
-        elif self._flowing:
+        if rest is not None:
+            # What waited here is heard now: the peer is not silent because we are slow.
+            self.heard = now = self._loop.time()
+            if not self._deliver(bytes(rest), now):
+                self._loop.call_soon(self._go_on)
+                return
+        if self._flowing:
             self._transport.resume_reading()
 
-    def _deliver(self, data: bytes) -> bool:
-        """Give whole frames to the receiver, and keep the rest when it pauses. False: this turn has had enough.
+    def _deliver(self, data: bytes, now: float) -> bool:
+        """Give whole frames to the receiver, as many as the rate allows at `now` (loop time), and keep the rest when it
+        pauses. False: this turn has had enough.
 
         Inline: a whole masked text, binary or pong frame without extension bits (RFC 6455 section 5.2).
         """
-        at, end = 0, len(data)
-        limit = self._limits.message
-        for _ in range(TURN):
-            if at == end:
-                return True
-            left = end - at
-            if left < 2:
-                return self._keep(data, at, 2)
+        at, end, need = 0, len(data), 0
+        limits = self._limits
+        limit, rate = limits.message, limits.frame_rate
+        turn, due = TURN, self._due
+        if rate:
+            if due < now:  # noqa: PLR1730 calls would cost more than all the rest of the rate
+                due = now
+            room = (now + BURST_SECONDS - due) * rate
+            if room < TURN and self._state == _OPEN:
+                if room < 1:
+                    self._hold_back(data, due - now)
+                    return True
+                turn = int(room)
+        for done in range(turn):  # noqa: B007 it is how many of them were whole
+            if at == end or not self._flowing:
+                break
+            if end - at < 2:
+                need = 2
+                break
             first = data[at]
             size = data[at + 1] - 128
             if size < 0:  # not masked: the library says 1002
                 self._judge(data[at:])
                 return True
-            if size < 126:
-                body = at + 6
-            elif size == 126:
-                if left < 8:
-                    return self._keep(data, at, 8)
-                size = data[at + 2] << 8 | data[at + 3]
-                body = at + 8
-            else:
-                if left < 14:
-                    return self._keep(data, at, 14)
-                size = int.from_bytes(data[at + 2 : at + 10], "big")
-                body = at + 14
+            body = at + (6 if size < 126 else 8 if size == 126 else 14)
+            if size > 125:
+                if body > end:
+                    need = body - at
+                    break
+                size = int.from_bytes(data[at + 2 : body - 4], "big")
             if size > limit:  # refused at its header: the library says 1009
                 self._judge(data[at:body])
                 return True
             stop = body + size
             if stop > end:
-                return self._keep(data, at, stop - at)
+                need = stop - at
+                break
             if self._fragments is not None or first not in _USUAL or (first == _PONG and size > 125):
                 self._judge(data[at:stop])
             elif first != _PONG:
@@ -317,16 +339,46 @@ class DetachedSocket(asyncio.Protocol):
                 else:
                     self._receiver.on_binary(payload)
             at = stop
-            if not self._flowing:
-                break
-        return self._keep(data, at, 0) and not self._flowing
+        else:
+            done = turn
+        if rate:
+            self._due = due + done / rate
+        if at == end:
+            return True
+        self._keep(data, at, need)
+        return done < turn or not self._flowing
 
-    def _keep(self, data: bytes, at: int, need: int) -> bool:
+    def _keep(self, data: bytes, at: int, need: int) -> None:
         """Keep what follows `at` until it has `need` bytes, unless nothing will be read any more."""
         if at < len(data) and self._state <= _CLOSING:
             self._rest = bytearray(data[at:])
             self._need = need
-        return True
+
+    def _hold_back(self, data: bytes, debt: float) -> None:
+        """Read nothing until the peer is within its rate again, so that TCP lets it wait; `debt` in seconds of rate."""
+        self._keep(data, 0, 0)
+        self._flowing = False
+        self._transport.pause_reading()
+        rate = self._limits.frame_rate
+        # The loop counts in milliseconds: one more, so that the room is there when the time is.
+        pause = debt - BURST_SECONDS + max(FLOOD_SECONDS, 1 / rate) + 0.001
+        self._flood = self._loop.call_later(pause, self._release)
+        self._receiver.on_flooded()
+
+    def _release(self) -> None:
+        """The pause is over; a peer that has reset the connection meanwhile has nothing more to be heard."""
+        self._flood = None
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.abort()
+        else:
+            self.resume_reading()
+
+    def _forgive(self) -> None:
+        """No pause is under way any more: somebody else decides, or it is the end."""
+        if self._flood is not None:
+            self._flood.cancel()
+            self._flood = None
 
     def _deliver_text(self, payload: bytes) -> None:
         """Give a text message to the receiver, or fail with 1007 (RFC 6455 section 8.1)."""
@@ -377,10 +429,10 @@ class DetachedSocket(asyncio.Protocol):
         elif opcode is not Opcode.PONG:
             if opcode is not Opcode.CONT:
                 fragments.text = opcode is Opcode.TEXT
-            fragments.parts.append(bytes(frame.data))
+            fragments.payload += frame.data
             if frame.fin:
-                whole = b"".join(fragments.parts)
-                fragments.parts = []
+                whole = bytes(fragments.payload)
+                fragments.payload = bytearray()
                 if fragments.text:
                     self._deliver_text(whole)
                 else:
@@ -409,6 +461,7 @@ class DetachedSocket(asyncio.Protocol):
             self._state = _ENDING
             self._flowing = False
             self._rest = None
+            self._forgive()
             self.write = _ignore
             self._receiver = _Farewell(self._receiver)
         if self._fragments is not None:

@@ -334,6 +334,9 @@ class WebSocketProtocol(asyncio.Protocol):
             self._writable.set()
             self._writable = None
 
+    def on_flooded(self) -> None:
+        """No rate is asked for here."""
+
     def on_closed(self, code: int) -> None:
         """Tell the application."""
         self._gone = {"type": "websocket.disconnect", "code": int(code), "reason": ""}

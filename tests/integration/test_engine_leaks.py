@@ -56,7 +56,11 @@ class Running:
         listener = socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(
-            self.app, loop="uvloop", http="httptools", ws="app.sockets.uvicorn:WebSocketProtocol", log_level="warning"
+            self.app,
+            loop="uvloop",
+            http="app.sockets.handshake:HttpProtocol",
+            ws="app.sockets.uvicorn:WebSocketProtocol",
+            log_level="warning",
         )
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)

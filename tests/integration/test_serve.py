@@ -156,6 +156,13 @@ def test_it_serves_with_a_redis_of_its_own_and_stops_clean(tmp_path: Path) -> No
         assert service.read() == ["kept"]
 
 
+def test_who_connects_and_says_nothing_is_sent_away(tmp_path: Path) -> None:
+    with Tocsin(tmp_path, workers=1, handshake_seconds="0.5") as service:
+        with socket.create_connection(("127.0.0.1", service.port), 10) as sock:
+            assert sock.recv(1000).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+        assert service.publish("the next one is served")
+
+
 def test_ctrl_c_reaches_the_whole_group_and_still_ends_clean(tmp_path: Path) -> None:
     """No traceback, and Redis goes last."""
     with Tocsin(tmp_path) as service:

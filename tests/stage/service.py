@@ -23,7 +23,7 @@ from tests.stage.redis import free_port
 
 NO_TLS = ssl.create_default_context()
 """Given to httpx, which would read all certificates of the machine for each request to a plain address."""
-FAST = ("--ws", "app.sockets.uvicorn:WebSocketProtocol")
+FAST = ("--ws", "app.sockets.uvicorn:WebSocketProtocol", "--http", "app.sockets.handshake:HttpProtocol")
 
 
 def until(condition: Callable[[], Any], seconds: float = 15.0, what: str = "the condition") -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -56,6 +57,9 @@ class Log:
 
     def on_resumed(self) -> None:
         self.heard.append("resumed")
+
+    def on_flooded(self) -> None:
+        self.heard.append("flooded")
 
     def on_closed(self, code: int) -> None:
         self.heard.append(code)
@@ -240,3 +244,20 @@ async def test_a_ping_is_only_its_chunk() -> None:
     assert [message["text"] for message in asgi.sent] == ["alive"]
     asgi.disconnect()
     await task
+
+
+async def test_messages_over_the_rate_wait_with_the_server() -> None:
+    asgi = Asgi()
+    log = Log()
+    ours = AsgiSocket(asgi.receive, asgi.send, replace(LIMITS, frame_rate=20))
+    task = asyncio.create_task(ours.run(log))
+    for i in range(60):
+        asgi.put(text=str(i))
+    await turns(20)
+    assert "flooded" in log.heard
+    assert len(log.heard) < 50
+    assert asgi.inbox.qsize() > 10
+    asgi.disconnect()
+    while not task.done():
+        await asyncio.sleep(0.01)
+    assert [entry for entry in log.heard if entry != "flooded"] == [*map(str, range(60)), 1001]

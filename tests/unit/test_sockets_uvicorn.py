@@ -15,8 +15,9 @@ import httptools
 import pytest
 import uvloop
 from uvicorn.config import Config
+from uvicorn.lifespan.on import LifespanOn
 from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.server import Server, ServerState
 from websockets.http11 import Request
@@ -24,6 +25,7 @@ from websockets.protocol import OPEN, SERVER
 from websockets.protocol import Protocol as Library
 from websockets.server import ServerProtocol
 
+from app.sockets.handshake import HttpProtocol
 from app.sockets.uvicorn import WebSocketProtocol
 
 HTTP = pytest.mark.parametrize("http", [HttpToolsProtocol, H11Protocol])
@@ -104,6 +106,36 @@ def test_the_upgrade_happens_while_the_parsers_exception_is_handled() -> None:
 async def test_h11_keeps_what_stands_behind_the_request(config: Config) -> None:
     protocol = H11Protocol(config=config, server_state=ServerState(), app_state={})
     assert protocol.conn.trailing_data == (b"", False)
+
+
+def test_the_http_class_is_found_by_its_name() -> None:
+    config = Config(nobody, interface="asgi3", http="app.sockets.handshake:HttpProtocol", lifespan="off")
+    config.load()
+    assert config.http_protocol_class is HttpProtocol
+
+
+def test_protocols_are_made_with_the_state_that_lifespan_was_given() -> None:
+    assert "app_state=self.lifespan.state," in inspect.getsource(Server.startup)
+    assert '"state": self.state' in inspect.getsource(LifespanOn.main)
+
+
+def test_the_parser_calls_what_the_http_class_overrides(config: Config) -> None:
+    """Once each, and the answer to what it cannot read is one method."""
+    names = ("on_message_begin", "on_url", "on_header", "on_headers_complete", "on_body", "on_message_complete")
+    assert all(callable(getattr(HttpToolsProtocol, name)) for name in names)
+    assert inspect.getsource(HttpToolsProtocol).count("self.send_400_response(") == 1
+    assert "self.scope = {" in inspect.getsource(HttpToolsProtocol.on_message_begin)
+    assert "scope=self.scope," in inspect.getsource(HttpToolsProtocol.on_headers_complete)
+    assert "flow=self.flow," in inspect.getsource(HttpToolsProtocol.on_headers_complete)
+    assert STATUS_LINE[408] == b"HTTP/1.1 408 Request Timeout\r\n"
+
+
+def test_a_disconnected_request_neither_writes_nor_closes() -> None:
+    """What is set on a request that was refused is what uvicorn sets when its peer is gone."""
+    source = inspect.getsource(HttpToolsProtocol.connection_lost)
+    assert "self.cycle.disconnected = True" in source
+    assert "self.cycle.message_event.set()" in source
+    assert "if self.disconnected:\n            return" in inspect.getsource(RequestResponseCycle.send)
 
 
 def test_a_stopping_server_tells_each_connection_and_waits_for_the_set() -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.wire.stage import OURS, Server
+from tests.wire.stage import HTTP, OURS, Server
 
 KINDS: dict[str, dict[str, Any]] = {
-    "fast": {"ws": OURS},
+    "fast": {"ws": OURS, "http": HTTP},
     "fast-asyncio-h11": {"ws": OURS, "loop": "asyncio", "http": "h11"},
     "kept": {"ws": OURS, "take": False},
     "portable": {"ws": "websockets-sansio"},

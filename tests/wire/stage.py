@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 
 import uvicorn
 
-from app.sockets import EXTENSION, Limits, Socket
+from app.sockets import EXTENSION, HANDSHAKE_SECONDS, Limits, Socket
 from app.sockets.asgi import AsgiSocket
 from app.sockets.uvicorn import WebSocketProtocol
 from tests.stage.frames import Peer
@@ -23,6 +23,7 @@ T = TypeVar("T")
 LIMIT = 65_536
 LIMITS = Limits(message=LIMIT, high_mark=131_072, close_seconds=1.0)
 OURS = "tests.wire.stage:Impatient"
+HTTP = "app.sockets.handshake:HttpProtocol"
 
 
 class Impatient(WebSocketProtocol):
@@ -93,6 +94,9 @@ class Echo:
     def on_resumed(self) -> None:
         self.told.append("resumed")
 
+    def on_flooded(self) -> None:
+        self.told.append("flooded")
+
     def on_shutdown(self) -> None:
         self.told.append("shutdown")
         self.socket.close(1012)
@@ -110,13 +114,26 @@ class Server:
         loop: uvloop or asyncio.
         http: httptools or h11.
         take: whether the application takes the handover when it is offered.
+        limits: of each socket.
+        handshake_seconds: what the application names as the deadline of requests; None: nothing.
     """
 
     def __init__(
-        self, *, ws: str = OURS, loop: str = "uvloop", http: str = "httptools", take: bool = True, app: Any = None
+        self,
+        *,
+        ws: str = OURS,
+        loop: str = "uvloop",
+        http: str = "httptools",
+        take: bool = True,
+        app: Any = None,
+        limits: Limits = LIMITS,
+        handshake_seconds: float | None = None,
     ) -> None:
         self.take = take
+        self.limits = limits
+        self.handshake_seconds = handshake_seconds
         self.echoes: dict[int, Echo] = {}
+        self.disconnects = 0
         self.config = uvicorn.Config(
             app or self.app,
             host="127.0.0.1",
@@ -125,7 +142,7 @@ class Server:
             loop=loop,
             http=http,
             interface="asgi3",
-            lifespan="off",
+            lifespan="off" if handshake_seconds is None else "on",
             log_config=None,
             ws_max_size=LIMIT,
             ws_per_message_deflate=False,
@@ -139,8 +156,7 @@ class Server:
     async def app(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """The ASGI application."""
         if scope["type"] != "websocket":
-            await send({"type": "http.response.start", "status": 204, "headers": []})
-            await send({"type": "http.response.body", "body": b""})
+            await (self.live if scope["type"] == "lifespan" else self.answer)(scope, receive, send)
             return
         assert (await receive())["type"] == "websocket.connect"
         match scope["path"]:
@@ -171,12 +187,45 @@ class Server:
         self.echoes[scope["client"][1]] = echo
         handover = scope.get("extensions", {}).get(EXTENSION)
         if self.take and handover is not None:
-            echo.socket = handover(echo, LIMITS)
+            echo.socket = handover(echo, self.limits)
             echo.ready.set()
         else:
-            echo.socket = socket = AsgiSocket(receive, send, LIMITS)
+            echo.socket = socket = AsgiSocket(receive, send, self.limits)
             echo.ready.set()
             await socket.run(echo)
+
+    async def live(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """The lifespan of the application."""
+        assert (await receive())["type"] == "lifespan.startup"
+        scope["state"][HANDSHAKE_SECONDS] = self.handshake_seconds
+        await send({"type": "lifespan.startup.complete"})
+        assert (await receive())["type"] == "lifespan.shutdown"
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def answer(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """An HTTP request: 204, at once and whatever the body, except for `/body` (200 with the size of the body) and
+        `/late`, which does the same after twice the deadline.
+        """
+        headers: list[tuple[bytes, bytes]] = []
+        if scope["path"] not in {"/body", "/late"}:
+            await send({"type": "http.response.start", "status": 204, "headers": headers})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        if scope["path"] == "/late":
+            assert self.handshake_seconds is not None
+            await asyncio.sleep(2 * self.handshake_seconds)
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self.disconnects += 1
+                return
+            size += len(message["body"])
+            more = message["more_body"]
+        body = str(size).encode()
+        headers.append((b"content-length", str(len(body)).encode()))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
     @property
     def connections(self) -> int:

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from tests.stage.frames import CONT, PING, TEXT, Peer, close, frame, request, text
-from tests.wire.stage import OURS, Server, wait_for
+from tests.wire.stage import HTTP, OURS, Server, wait_for
 
 CACHES = {"builtin_function_or_method", "ReferenceType"}
 """What abstract base classes remember of the first classes that they see."""
@@ -39,7 +39,8 @@ def run(server: Server, count: int) -> None:
                     peer.read_end()
                 case _:
                     peer.send(frame(TEXT, b"unfinished", fin=False))
-        for handshake in (request(key="wrong"), request("/refuse"), request(extra=f"X: {'y' * 9000}\r\n")):
+        endless = request(extra=f"X: {'y' * 90_000}\r\n")
+        for handshake in (request(key="wrong"), request("/refuse"), request(extra=f"X: {'y' * 9000}\r\n"), endless):
             with Peer(server.port, handshake=handshake) as peer:
                 peer.read_end()
     wait_for(lambda: server.connections == 0)
@@ -47,7 +48,7 @@ def run(server: Server, count: int) -> None:
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-@pytest.mark.parametrize("http", ["httptools", "h11"])
+@pytest.mark.parametrize("http", [HTTP, "httptools", "h11"])
 @pytest.mark.parametrize("take", [True, False], ids=["taken", "kept"])
 def test_opens_and_closes_leave_no_objects(loop: str, http: str, take: bool) -> None:
     count = 60
