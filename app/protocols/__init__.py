@@ -57,10 +57,13 @@ def negotiate(offered: Sequence[str], codecs: Sequence[Codec]) -> tuple[Codec, s
         The codec, and the subprotocol to answer with (None when none was offered).
 
     Raises:
-        BadRequest: something was offered, and none of it is a codec that we know.
+        BadRequest: something was offered, and none of it is a codec that we know, or something of it twice (RFC 6455
+            section 4.1).
     """
     if not offered:
         return codecs[0], None
+    if len(set(offered)) < len(offered):
+        raise BadRequest("a subprotocol was offered twice")
     for name in offered:
         for codec in codecs:
             if name == codec.subprotocol:

@@ -124,7 +124,9 @@ class WebSocketProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """The request, whole: uvicorn writes it anew. The application is asked in a task of its own."""
         request = self._parsed_request(data) or self._read_request(data)
-        if request is not None:
+        if request is not None and self._http.scope["http_version"] < "1.1":  # RFC 6455 section 4.2.1
+            self._refuse(_refusal(400, body=b"a WebSocket needs HTTP/1.1\n"))
+        elif request is not None:
             try:
                 self._key, _, _ = _READER.process_request(request)
             except Exception:  # noqa: BLE001 - the library says what it makes of it

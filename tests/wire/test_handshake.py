@@ -35,6 +35,7 @@ WRONG = {
     "huge header": request(extra=f"X-Big: {'x' * 20_000}\r\n"),
     "many headers": request(extra="".join(f"X-{i}: y\r\n" for i in range(300))),
     "huge path": request("/ws?" + "x" * 20_000),
+    "http 1.0": request().replace(b"HTTP/1.1", b"HTTP/1.0"),
     "post": request().replace(b"GET", b"POST", 1),
 }
 
@@ -43,6 +44,8 @@ WRONG = {
 def test_wrong_handshakes_are_refused_and_the_server_lives(server: Server, name: str, portable: bool) -> None:
     if portable and name in {"huge header", "many headers", "huge path"}:
         pytest.skip("uvicorn never sends the refusal that the library has written")
+    if portable and name == "http 1.0":
+        pytest.skip("uvicorn tells its library that it was 1.1")
     with Peer(server.port, handshake=WRONG[name]) as peer:
         assert 400 <= peer.status < 500
         peer.read_end()
