@@ -30,7 +30,7 @@ from app.brokers.address import SENTINEL_SCHEME
 from app.brokers.examine import Finding, Level
 from app.brokers.redis import RedisBroker
 from app.core.errors import TocsinError
-from app.core.messages import Cleared, Publication
+from app.core.messages import Attendance, Cleared, Publication
 from app.embedded import NoRedis, find_engine
 from app.serve import BACKLOG, FILES, CannotServe, Exit, check_host
 from app.serve import serve as run_service
@@ -268,7 +268,7 @@ class _Deaf:
 
     def confirmed(self, channel: str) -> None: ...
 
-    def received(self, channel: str, item: Publication | Cleared) -> None: ...
+    def received(self, channel: str, item: Publication | Cleared | Attendance) -> None: ...
 
     def drained(self) -> None: ...
 

@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from app import __version__, logs
+from app.brokers.presence import RedisPresence
 from app.brokers.redis import RedisBroker
 from app.core.errors import Code, TocsinError
 from app.core.messages import Welcome
@@ -33,6 +34,8 @@ from app.edge.websocket import WebSocketEdge
 from app.engine.catchup import CatchUp
 from app.engine.hub import Hub
 from app.engine.metrics import snapshot_of
+from app.engine.presence import Presence
+from app.engine.reaper import Reaper
 from app.engine.roster import Roster
 from app.engine.worker import Worker
 from app.protocols.native import Native
@@ -95,12 +98,15 @@ def create_app(settings: Settings) -> Tocsin:
         chance=random.random,
     )
     incarnation = f"{settings.node}-{secrets.token_hex(8)}"
+    rooms = RedisPresence(broker.script, settings.redis_prefix)
+    presence = Presence(rooms, hub, incarnation)
 
     def snapshot() -> dict[str, Any]:
         return snapshot_of(
             hub=hub,
             catchup=catchup,
             roster=roster,
+            presence=presence,
             lag=worker.lag,
             store=_store_counts(broker),
             problems=worker.problems,
@@ -110,6 +116,8 @@ def create_app(settings: Settings) -> Tocsin:
         store=broker,
         hub=hub,
         roster=roster,
+        presence=presence,
+        reaper=Reaper(rooms, hub.spawn, presence.add_reaped),
         prefix=settings.redis_prefix,
         node=settings.node,
         slots=settings.workers,
@@ -150,7 +158,7 @@ def create_app(settings: Settings) -> Tocsin:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         logs.configure(settings.log_format, settings.log_level)
-        hub.start(catchup.scattered, worker.on_control)
+        hub.start(catchup.scattered, worker.on_control, presence.received)
         broker.start(hub, incarnation)
         worker.start()
         yield

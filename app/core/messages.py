@@ -92,6 +92,40 @@ class Cleared:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """One who is in a room.
+
+    Attributes:
+        member: a user, or a client that is nobody known.
+        clients: connections with which it is there; 0 when it has left.
+        info: of its newest client, JSON text as published.
+    """
+
+    member: str
+    clients: int
+    info: bytes = b"{}"
+
+
+@dataclass(frozen=True, slots=True)
+class Attendance:
+    """Who has joined and left a room in one step, and how many are in it now; `reaped` when a worker has died."""
+
+    joined: tuple[Member, ...]
+    left: tuple[Member, ...]
+    count: int
+    reaped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PresencePage:
+    """Some of a room's members, `count` in all; `cursor` leads to the next ones, None at the end."""
+
+    members: tuple[Member, ...]
+    count: int
+    cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
     """A publication on its way to the store.
 
@@ -323,6 +357,18 @@ class Lost:
     channel: str
     reason: str
     position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceChange:
+    """Who has joined and left a channel since the last such event, and how many are there now; of a large one only
+    `count`.
+    """
+
+    channel: str
+    joined: tuple[Member, ...]
+    left: tuple[Member, ...]
+    count: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import structlog
 from app.brokers import Broker
 from app.core.continuity import Deliver, Effect, Mode, Reading, Reconnect, Scatter, Sync
 from app.core.errors import Unavailable
-from app.core.messages import Cleared, Publication
+from app.core.messages import Attendance, Cleared, Publication
 from app.engine.channel import Channel, Flush, Group, Subscription
 from app.engine.collector import Settled
 from app.engine.inquiry import Inquiry
@@ -66,6 +66,7 @@ class Hub:
     _loop: asyncio.AbstractEventLoop
     _scattered: Callable[[list[Subscription]], None]
     _control: Callable[[bytes], None]
+    _attended: Callable[[str, Attendance], None]
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -88,16 +89,23 @@ class Hub:
             idle=self._drop_ring,
         )
 
-    def start(self, scattered: Callable[[list[Subscription]], None], control: Callable[[bytes], None]) -> None:
+    def start(
+        self,
+        scattered: Callable[[list[Subscription]], None],
+        control: Callable[[bytes], None],
+        attended: Callable[[str, Attendance], None] = lambda _channel, _item: None,
+    ) -> None:
         """Begin, on the running loop.
 
         Args:
             scattered: called with members that have to catch up on their own.
             control: called with a message of the workers' control channel.
+            attended: called with who has joined or left a channel.
         """
         self._loop = asyncio.get_running_loop()
         self._scattered = scattered
         self._control = control
+        self._attended = attended
 
     # -- members
 
@@ -180,8 +188,11 @@ class Hub:
             if sync is not None:
                 self._perform(found, (sync,))
 
-    def received(self, channel: str, item: Publication | Cleared) -> None:
+    def received(self, channel: str, item: Publication | Cleared | Attendance) -> None:
         """A live message."""
+        if isinstance(item, Attendance):
+            self._attended(channel, item)
+            return
         found = self.channels.get(channel)
         if found is None:
             return
