@@ -17,6 +17,7 @@ from app.brokers import Presence, Roll
 from app.core.errors import TocsinError
 from app.core.messages import Attendance, Member, PresenceChange
 from app.engine.channel import Channel
+from app.engine.membership import spread
 from app.protocols import Conversation
 from app.sockets import Chunk, Framing, Socket
 
@@ -183,7 +184,7 @@ class Boards:
         self._channels = channels
         self._spawn = spawn
         self._boards: dict[str, Board] = {}
-        self._round: list[Board] = []
+        self._round: list[list[Board]] = []
         self._reading = False
         self._scheduled = False
         self._behind: dict[Board, None] = {}
@@ -227,13 +228,12 @@ class Boards:
 
     def tick(self) -> None:
         """Once a second: read what is stale and some of the others, write to those who were slow."""
-        if self._boards and not self._round:
-            self._round = list(self._boards.values())
-        count = -(-len(self._boards) // READ_SECONDS)
-        turn, self._round = self._round[:count], self._round[count:]
-        for board in turn:
-            board.stale = True
-        self._schedule()
+        if self._boards:
+            if not self._round:
+                self._round = spread(list(self._boards.values()), READ_SECONDS)
+            for board in self._round.pop():
+                board.stale = True
+            self._schedule()
         for board in list(self._behind):
             self._catch_up(board)
 

@@ -7,15 +7,18 @@ Nothing is written while this worker's lease may be over: its members may be som
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 import structlog
 
 from app.brokers import Attendee, Presence
 from app.core.errors import TocsinError, Unavailable
+
+Thing = TypeVar("Thing")
 
 log = structlog.get_logger("tocsin.presence")
 
@@ -31,6 +34,12 @@ ROOMS = 64
 """Rooms written at once."""
 ASSERT_SECONDS = 60
 """In which each member is looked for in the store once."""
+
+
+def spread(things: Sequence[Thing], turns: int) -> list[list[Thing]]:
+    """So many even parts of a list, to be popped; of a short one the first are empty."""
+    bounds = [turn * len(things) // turns for turn in range(turns + 1)]
+    return [list(things[start:end]) for start, end in itertools.pairwise(bounds)][::-1]
 
 
 class Room:
@@ -90,7 +99,7 @@ class Membership:
         self._scheduled = False
         self._good_until = 0.0
         self._fading: deque[tuple[float, Room, Attendee]] = deque()
-        self._looking: list[tuple[Room, Attendee]] = []
+        self._looking: list[list[tuple[Room, Attendee]]] = []
         self._look_busy = False
         self.local = 0
         self.joins = 0
@@ -184,10 +193,9 @@ class Membership:
         self._schedule()
         if self._may_write and not self._look_busy and self.local:
             if not self._looking:
-                self._looking = [(room, one) for room in self._rooms.values() for one in room.here.values()]
-            count = -(-self.local // ASSERT_SECONDS)
-            turn, self._looking = self._looking[:count], self._looking[count:]
-            turn = [(room, one) for room, one in turn if self._stands(room, one)]
+                everyone = [(room, one) for room in self._rooms.values() for one in room.here.values()]
+                self._looking = spread(everyone, ASSERT_SECONDS)
+            turn = [(room, one) for room, one in self._looking.pop() if self._stands(room, one)]
             if turn:
                 self._look_busy = True
                 self._spawn(self._look(turn))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import orjson
 import pytest
@@ -28,7 +29,7 @@ def attendees(*names: str, info: bytes = b"{}") -> list[Attendee]:
     return [Attendee(name.partition("=")[0], name.rpartition("=")[2], info) for name in names]
 
 
-async def beat(stage: Stage, prefix: str, incarnation: str, seconds: float = 4.0) -> object:
+async def beat(stage: Stage, prefix: str, incarnation: str, seconds: float = 4.0) -> Any:
     """A heartbeat as a worker sends it; the lease holds for so long."""
     keys = [f"{prefix}:{{workers}}:{key}" for key in ("all", "dead", "reign", f"rooms:{incarnation}")]
     lease = f"{prefix}:{{workers}}:lease:"
@@ -264,13 +265,13 @@ async def test_in_a_new_reign_nobody_is_buried_at_first(prefix: str, own_server:
 async def test_a_beat_says_whose_lease_is_over_and_forgets_nobody(
     stage: Stage, presence: RedisPresence, store: redis.Redis, prefix: str
 ) -> None:
-    slot, _, others, lapsed, new = await beat(stage, prefix, "a", 60)  # type: ignore[misc]
+    slot, _, others, lapsed, new = await beat(stage, prefix, "a", 60)
     assert (slot, others, lapsed, new) == (0, [], [], 1)
-    slot, _, others, lapsed, new = await beat(stage, prefix, "b", 60)  # type: ignore[misc]
+    slot, _, others, lapsed, new = await beat(stage, prefix, "b", 60)
     assert (slot, others, lapsed, new) == (1, [0], [], 1)
     store.delete(f"{prefix}:{{workers}}:lease:a")
     store.zadd(f"{prefix}:{{workers}}:all", {"a": 1.0})  # its last beat was in 1970
-    _, _, others, lapsed, new = await beat(stage, prefix, "b", 60)  # type: ignore[misc]
+    _, _, others, lapsed, new = await beat(stage, prefix, "b", 60)
     assert (others, lapsed, new) == ([], [b"a"], 0)
 
 

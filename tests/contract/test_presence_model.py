@@ -99,7 +99,15 @@ class Play:
 
     async def beat(self, one: Worker) -> None:
         keys = [f"{self.prefix}:{{workers}}:{key}" for key in ("all", "dead", "reign", f"rooms:{one.incarnation}")]
-        arguments = [f"{self.prefix}:{{workers}}:lease:", one.incarnation, "node", 60_000, -1, 9, b"{}"]
+        arguments: list[bytes | str | int] = [
+            f"{self.prefix}:{{workers}}:lease:",
+            one.incarnation,
+            "node",
+            60_000,
+            -1,
+            9,
+            b"{}",
+        ]
         answer = await self.stage.broker.script("beat", keys, arguments)
         assert (answer == b"DEAD") == one.buried
         if not one.buried:
