@@ -30,7 +30,7 @@ from app.brokers.address import SENTINEL_SCHEME
 from app.brokers.examine import Finding, Level
 from app.brokers.redis import RedisBroker
 from app.core.errors import TocsinError
-from app.core.messages import Cleared, Publication, Verb
+from app.core.messages import Attendance, Cleared, Publication, Verb
 from app.embedded import NoRedis, find_engine
 from app.mint import CannotMint, explain, mint, signer_by_key, signer_by_secret
 from app.notation import check_pattern
@@ -339,7 +339,7 @@ class _Deaf:
 
     def confirmed(self, channel: str) -> None: ...
 
-    def received(self, channel: str, item: Publication | Cleared) -> None: ...
+    def received(self, channel: str, item: Publication | Cleared | Attendance) -> None: ...
 
     def drained(self) -> None: ...
 

@@ -25,6 +25,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
 from app import __version__, logs
+from app.brokers.presence import RedisPresence
 from app.brokers.redis import RedisBroker
 from app.core.errors import Code, TocsinError
 from app.core.limits import Rate, Rates
@@ -40,6 +41,7 @@ from app.engine.catchup import CatchUp
 from app.engine.hub import Hub
 from app.engine.metrics import snapshot_of
 from app.engine.presence import Presence
+from app.engine.reaper import Reaper
 from app.engine.refusals import Refusals
 from app.engine.roster import Roster
 from app.engine.worker import Worker
@@ -108,12 +110,10 @@ def create_app(settings: Settings) -> Tocsin:
         chance=random.random,
     )
     incarnation = f"{settings.node}-{secrets.token_hex(8)}"
-    presence = Presence()
     refusals = Refusals(broker, settings.redis_prefix, roster.disconnect)
     admissions = Admissions(
         broker,
         settings.redis_prefix,
-        incarnation,
         clock=time.time,
         per_address=settings.max_connections_per_address,
         per_user=settings.max_connections_per_user,
@@ -123,6 +123,8 @@ def create_app(settings: Settings) -> Tocsin:
             command=Rate(settings.command_rate, max(1.0, 2 * settings.command_rate)),
         ),
     )
+    rooms = RedisPresence(broker.script, settings.redis_prefix)
+    presence = Presence(rooms, hub, incarnation)
 
     def snapshot() -> dict[str, Any]:
         return snapshot_of(
@@ -131,6 +133,7 @@ def create_app(settings: Settings) -> Tocsin:
             roster=roster,
             admissions=admissions,
             refusals=refusals,
+            presence=presence,
             lag=worker.lag,
             store=_store_counts(broker),
             problems=worker.problems,
@@ -142,6 +145,8 @@ def create_app(settings: Settings) -> Tocsin:
         roster=roster,
         admissions=admissions,
         refusals=refusals,
+        presence=presence,
+        reaper=Reaper(rooms, hub.spawn, presence.add_reaped),
         prefix=settings.redis_prefix,
         node=settings.node,
         slots=settings.workers,
@@ -197,7 +202,7 @@ def create_app(settings: Settings) -> Tocsin:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         logs.configure(settings.log_format, settings.log_level)
-        hub.start(catchup.scattered, worker.on_control, refusals.forget)
+        hub.start(catchup.scattered, worker.on_control, refusals.forget, presence.received)
         broker.start(hub, incarnation)
         worker.start()
         yield

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from app.core.continuity import Reading
 from app.core.errors import TocsinError
-from app.core.messages import Cleared, Draft, Position, Publication, Published
+from app.core.messages import Attendance, Cleared, Draft, Member, Position, PresencePage, Publication, Published
 
 Receipt = Callable[[Published | TocsinError], None]
 """Told once how a publish ended. An `Unavailable` for a draft without a key: the outcome is unknown."""
@@ -60,7 +61,7 @@ class Listener(Protocol):
     def confirmed(self, channel: str) -> None:
         """The newest `subscribe` of this channel is in force: whatever is published from now on arrives."""
 
-    def received(self, channel: str, item: Publication | Cleared) -> None:
+    def received(self, channel: str, item: Publication | Cleared | Attendance) -> None:
         """A message of a subscribed channel, in the order of the store's connection."""
 
     def drained(self) -> None:
@@ -141,3 +142,69 @@ class Feed(Protocol):
 
 class Broker(Outlet, Log, Feed, Protocol):
     """A log per channel with positions, and the way to publish to it and to hear it live."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attendee:
+    """One client that is in a room: as which member, and with which info (JSON text)."""
+
+    client: str
+    member: str
+    info: bytes = b"{}"
+
+
+@dataclass(frozen=True, slots=True)
+class Roll:
+    """A whole room: how many members it has, and, unless these are more than were asked for, who."""
+
+    count: int
+    members: tuple[Member, ...] | None
+
+
+class Fate(StrEnum):
+    """What became of an incarnation whose lease could not be seen."""
+
+    ALIVE = "ALIVE"
+    WAIT = "WAIT"
+    TAKEN = "TAKEN"
+    DEAD = "DEAD"
+
+
+class Presence(Protocol):
+    """Who is in which room, under the incarnations of workers (CONTINUITY, "Presence lease").
+
+    Guarantees: each step is whole. A member joins with its first client and leaves with its last; the `Listener`s of
+    the room are told exactly once of either. A client is made to leave only by the incarnation that it is under, or
+    when that is dead, and nobody is declared dead who holds a lease. Each step may be repeated. Every method raises
+    `Unavailable` when the store is away or does not answer in time; whether it was done is unknown then.
+    """
+
+    async def attend(self, room: str, incarnation: str, joins: Sequence[Attendee], leaves: Sequence[str]) -> None:
+        """Clients join, and clients leave; `BATCH` at most. The room must be registered for the incarnation before."""
+
+    async def absent(self, incarnation: str, attendees: Sequence[tuple[str, Attendee]]) -> list[int]:
+        """Which of these (room, client) are not there as they should be, by index. A room lives on for a day after
+        it was last asked for.
+        """
+
+    async def members(self, room: str, limit: int, cursor: str | None) -> PresencePage:
+        """One page of up to `limit` members, full unless it is the last. Who stays all the time comes at least once.
+
+        Raises:
+            BadRequest: the cursor is none of ours.
+        """
+
+    async def rolls(self, rooms: Sequence[str], limit: int) -> list[Roll]:
+        """All of many rooms, in few round trips; of those with more than `limit` members only their number."""
+
+    async def register(self, incarnation: str, rooms: Sequence[str], *, here: bool) -> None:
+        """Note that an incarnation has members in these rooms, or none any more."""
+
+    async def bury(self, incarnation: str, by: str) -> Fate:
+        """Declare an incarnation dead if its lease is over. DEAD gives `by` a few seconds to clear up alone."""
+
+    async def estate(self, incarnation: str, done: Sequence[str]) -> list[str]:
+        """Rooms that a dead incarnation has left, some at a time; none when it is forgotten. `done` are cleared up."""
+
+    async def reap(self, room: str, incarnation: str) -> int:
+        """Remove what a dead incarnation has in a room. Returns how many clients."""

@@ -7,11 +7,13 @@ that nobody can read, never guessed.
 
 from __future__ import annotations
 
+import json
 from hashlib import blake2b
+from typing import Any
 
 import orjson
 
-from app.core.messages import Cleared, Draft, Kind, Position, Publication
+from app.core.messages import Attendance, Cleared, Draft, Kind, Member, Position, Publication
 
 _KINDS = {ord(kind.value): kind for kind in Kind}
 _CLEAR = ord("c")
@@ -65,8 +67,39 @@ def read_envelope(position: Position | None, data: bytes, start: int = 0) -> Pub
     return Publication(position, kind, data[end + 1 :], data[start + 1 : end])
 
 
-def read_message(data: bytes) -> Publication | Cleared | None:
-    """Read a Pub/Sub message; None for what is not for subscribers (presence).
+def read_member(member: str, clients: int, info: bytes) -> Member:
+    """A member as the store has it. An info that is not JSON, which we never wrote, counts as none."""
+    try:
+        orjson.loads(info)
+    except orjson.JSONDecodeError:
+        info = b"{}"
+    return Member(member, clients, info)
+
+
+def _read_members(entries: list[dict[str, Any]]) -> tuple[Member, ...]:
+    return tuple(read_member(one["member"], one["clients"], one["info"].encode("utf-8", "replace")) for one in entries)
+
+
+def read_attendance(data: bytes, start: int = 0) -> Attendance:
+    """Read an envelope of presence that begins at byte `start`; in it an info is a string, so that it stays as it is.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    end = data.find(b"\n", start)
+    try:
+        body = orjson.loads(data[end + 1 :])
+    except orjson.JSONDecodeError:  # bytes that are not UTF-8, in a name or an info
+        body = json.loads(data[end + 1 :].decode("utf-8", "replace"))
+    try:
+        reaped = orjson.loads(data[start + 1 : end]).get("reaped") is True
+        return Attendance(_read_members(body["joined"]), _read_members(body["left"]), body["count"], reaped)
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError("this is not how we write presence") from None
+
+
+def read_message(data: bytes) -> Publication | Cleared | Attendance:
+    """Read a Pub/Sub message.
 
     Raises:
         ValueError: not a message of ours.
@@ -75,7 +108,7 @@ def read_message(data: bytes) -> Publication | Cleared | None:
     if space < 1 or space + 1 == len(data):
         raise ValueError("a message is `<position> <envelope>`")
     if space == 1 and data[0] == 0x2D:
-        return None if data[2] == _PRESENCE else read_envelope(None, data, 2)
+        return read_attendance(data, 2) if data[2] == _PRESENCE else read_envelope(None, data, 2)
     position = read_id(data[:space])
     return Cleared(position) if data[space + 1] == _CLEAR else read_envelope(position, data, space + 1)
 

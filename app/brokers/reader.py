@@ -142,8 +142,7 @@ class Reader:
                     except ValueError:
                         self.errors += 1
                         continue
-                    if item is not None:
-                        listener.received(channel, item)
+                    listener.received(channel, item)
                 elif name in self._control:
                     self._on_control(data)
             elif reply[0] == b"subscribe":

@@ -13,6 +13,10 @@ Argument = bytes | str | int
 
 SETTLING = frozenset({"publish", "sync", "tops", "extract", "clear", "refusals"})
 """Scripts that begin with `settle.lua`."""
+ROOMS = frozenset({"attend", "reap", "members", "rolls", "absent", "register", "estate"})
+"""Scripts of presence: they begin with `settle.lua` (a replica must not answer) and `room.lua`."""
+WORKERS = frozenset({"beat", "bury"})
+"""Scripts of leases: they begin with `settle.lua` and `workers.lua`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,9 @@ def load(name: str) -> Script:
     """
     folder = files("app.brokers") / "lua"
     body = (folder / f"{name}.lua").read_bytes()
-    if name in SETTLING:
+    if name in ROOMS | WORKERS:
+        body = (folder / ("room.lua" if name in ROOMS else "workers.lua")).read_bytes() + body
+    if name in SETTLING | ROOMS | WORKERS:
         body = (folder / "settle.lua").read_bytes() + body
     return Script(name, body, sha1(body, usedforsecurity=False).hexdigest().encode())
 

@@ -91,6 +91,40 @@ class Cleared:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """One who is in a room.
+
+    Attributes:
+        member: a user, or a client that is nobody known.
+        clients: connections with which it is there; 0 when it has left.
+        info: of its newest client, JSON text as published.
+    """
+
+    member: str
+    clients: int
+    info: bytes = b"{}"
+
+
+@dataclass(frozen=True, slots=True)
+class Attendance:
+    """Who has joined and left a room in one step, and how many are in it now; `reaped` when a worker has died."""
+
+    joined: tuple[Member, ...]
+    left: tuple[Member, ...]
+    count: int
+    reaped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PresencePage:
+    """Some of a room's members, `count` in all; `cursor` leads to the next ones, None at the end."""
+
+    members: tuple[Member, ...]
+    count: int
+    cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
     """A publication on its way to the store.
 
@@ -265,35 +299,6 @@ class Malformed:
 
 
 Command = Publish | Subscribe | Unsubscribe | ReadHistory | ReadMembers | Authenticate | Ping | Malformed
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One who is in a channel: a user, or an anonymous connection.
-
-    Attributes:
-        member: user id, or client id when anonymous.
-        clients: its connections here.
-        info: what the newest of them says about itself, as JSON text.
-    """
-
-    member: str
-    clients: int
-    info: bytes = b"{}"
-
-
-@dataclass(frozen=True, slots=True)
-class PresencePage:
-    """Some members of a channel.
-
-    Attributes:
-        count: of all members.
-        cursor: where the next page begins; None at the end.
-    """
-
-    members: tuple[Member, ...]
-    count: int
-    cursor: str | None
 
 
 @dataclass(frozen=True, slots=True)

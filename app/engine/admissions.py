@@ -58,7 +58,6 @@ class Admissions:
     Args:
         store: for the counts of the others.
         prefix: of the keys.
-        incarnation: of this worker.
         clock: Unix seconds.
         per_address: connections at most, over all workers; 0: no limit.
         per_user: likewise.
@@ -74,7 +73,6 @@ class Admissions:
         self,
         store: Store,
         prefix: str,
-        incarnation: str,
         *,
         clock: Callable[[], float],
         per_address: int,
@@ -84,7 +82,6 @@ class Admissions:
     ) -> None:
         self._store = store
         self._keys = f"{prefix}:{{workers}}"
-        self._incarnation = incarnation
         self._clock = clock
         self._per_address = per_address
         self._per_user = per_user
@@ -199,15 +196,17 @@ class Admissions:
                 self.expired += 1
                 peer.socket.close(Close.UNAUTHORIZED, "the token has expired")
 
-    async def ask(self) -> None:
-        """Once a second, where connections are limited: tell the other workers, and hear of them."""
+    async def ask(self, incarnation: str) -> None:
+        """Once a second, where connections are limited: tell the other workers, and hear of them; `incarnation` names
+        this one.
+        """
         if not (self._per_address or self._per_user) or self._asking:
             return
         self._asking = True
         counts = orjson.dumps([dict(_most(self._addresses)), dict(_most(self._users))])
         try:
             answers: list[bytes] = await self._store.script(
-                "census", (f"{self._keys}:all",), (f"{self._keys}:crowd:", self._incarnation, counts, _TTL_MS)
+                "census", (f"{self._keys}:all",), (f"{self._keys}:crowd:", incarnation, counts, _TTL_MS)
             )
         except TocsinError as error:
             log.debug("connections of other workers are not known", reason=error.message)

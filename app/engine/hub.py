@@ -17,7 +17,7 @@ import structlog
 from app.brokers import Broker
 from app.core.continuity import Deliver, Effect, Mode, Reading, Reconnect, Scatter, Sync
 from app.core.errors import Unavailable
-from app.core.messages import Cleared, Publication
+from app.core.messages import Attendance, Cleared, Publication
 from app.engine.channel import Channel, Flush, Group, Subscription
 from app.engine.collector import Settled
 from app.engine.inquiry import Inquiry
@@ -67,6 +67,7 @@ class Hub:
     _scattered: Callable[[list[Subscription]], None]
     _control: Callable[[bytes], None]
     _lost: Callable[[], None]
+    _attended: Callable[[str, Attendance], None]
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -94,6 +95,7 @@ class Hub:
         scattered: Callable[[list[Subscription]], None],
         control: Callable[[bytes], None],
         lost: Callable[[], None],
+        attended: Callable[[str, Attendance], None],
     ) -> None:
         """Begin, on the running loop.
 
@@ -101,11 +103,13 @@ class Hub:
             scattered: called with members that have to catch up on their own.
             control: called with a message of the workers' control channel.
             lost: called when the reader is lost: messages of the control channel may be missed.
+            attended: called with who has joined or left a channel.
         """
         self._loop = asyncio.get_running_loop()
         self._scattered = scattered
         self._control = control
         self._lost = lost
+        self._attended = attended
 
     # -- members
 
@@ -188,8 +192,11 @@ class Hub:
             if sync is not None:
                 self._perform(found, (sync,))
 
-    def received(self, channel: str, item: Publication | Cleared) -> None:
+    def received(self, channel: str, item: Publication | Cleared | Attendance) -> None:
         """A live message."""
+        if isinstance(item, Attendance):
+            self._attended(channel, item)
+            return
         found = self.channels.get(channel)
         if found is None:
             return

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from app.engine.admissions import Admissions
 from app.engine.catchup import CatchUp
 from app.engine.hub import Hub
+from app.engine.presence import Presence
 from app.engine.refusals import Refusals
 from app.engine.roster import Roster
 from app.engine.worker import LAG_BOUNDS, Lag
@@ -60,6 +61,10 @@ NAMES = (
     Named("publish_batches", True, "Batches in which they were sent."),
     Named("received", True, "Messages heard from Redis."),
     Named("probe_seconds", False, "Last round trip of the probe through Redis, in seconds."),
+    Named("presence_members", False, "Clients of this worker that are members, counted in each channel."),
+    Named("presence_joins", True, "Joins of members that the store has taken, those told again included."),
+    Named("presence_leaves", True, "Leaves of members that the store has taken."),
+    Named("presence_reaped", True, "Members of dead workers that this one has removed."),
     Named("ready", False, "1 when this worker is ready."),
     Named("resident_bytes", False, "Peak resident memory of the worker, in bytes (getrusage)."),
     Named("cpu_seconds", True, "CPU used by the worker, user and system, in seconds."),
@@ -73,6 +78,7 @@ def snapshot_of(
     roster: Roster,
     admissions: Admissions,
     refusals: Refusals,
+    presence: Presence,
     lag: Lag,
     store: Mapping[str, float],
     problems: Callable[[], list[str]],
@@ -99,6 +105,10 @@ def snapshot_of(
         "reader_losses": hub.counters.reconnects,
         "replayed": catchup.replayed,
         "pages": catchup.pages,
+        "presence_members": presence.local,
+        "presence_joins": presence.joins,
+        "presence_leaves": presence.leaves,
+        "presence_reaped": presence.reaped,
         "ready": int(not problems()),
         "resident_bytes": usage.ru_maxrss * 1024,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,

@@ -154,6 +154,15 @@ class Roster:
                 self.aborted += 1
                 peer.socket.abort()
 
+    def abort_silent(self) -> None:
+        """This worker was taken for dead: who has not been heard for two pings is not coming back to these sockets."""
+        now = asyncio.get_running_loop().time()
+        for slot in self._wheel:
+            for peer in list(slot):
+                if now - peer.socket.heard > self._silence:
+                    self.aborted += 1
+                    peer.socket.abort()
+
     def retire(self, peer: Peer) -> None:
         """The server stops: close this one at a moment of its own within the drain window."""
         self.draining = True

@@ -9,7 +9,9 @@ import asyncio
 import contextlib
 import gc
 import itertools
+import math
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
@@ -19,6 +21,8 @@ import structlog
 from app.core.errors import TocsinError
 from app.engine.admissions import Admissions
 from app.engine.hub import Hub
+from app.engine.presence import Presence
+from app.engine.reaper import Reaper
 from app.engine.refusals import Refusals
 from app.engine.roster import Roster
 
@@ -101,11 +105,16 @@ class Worker:
         roster: keep-alive.
         admissions: who is let in.
         refusals: who is not.
+        presence: its members, which stand and fall with the lease.
+        reaper: clears up after other workers.
         prefix: of the keys.
         node: name of this machine.
         slots: workers that this node is meant to have.
-        incarnation: of this process, unique for ever.
+        incarnation: of this process, unique for ever; also the name of its own control channel.
         snapshot: this worker's metrics as JSON-able values.
+
+    Attributes:
+        incarnation: under which it holds a lease; another one after it was declared dead.
     """
 
     _loop: asyncio.AbstractEventLoop
@@ -118,6 +127,8 @@ class Worker:
         roster: Roster,
         admissions: Admissions,
         refusals: Refusals,
+        presence: Presence,
+        reaper: Reaper,
         prefix: str,
         node: str,
         slots: int,
@@ -129,12 +140,17 @@ class Worker:
         self._roster = roster
         self._admissions = admissions
         self._refusals = refusals
+        self._presence = presence
+        self._reaper = reaper
         self._keys = f"{prefix}:{{workers}}"
         self._slots = slots
         self._snapshot = snapshot
         self._asked: dict[str, Answers] = {}
         self._beats = 0
         self._beating = False
+        self._beaten = -math.inf
+        self._good_since = -math.inf
+        self._control = incarnation
         self._ticker: asyncio.Task[None] | None = None
         self._sampler: asyncio.TimerHandle | None = None
         self._sample_due = 0.0
@@ -196,7 +212,7 @@ class Worker:
         """
         number = secrets.token_hex(8)
         answers = self._asked[number] = Answers()
-        question = {"ask": "channels", "number": number, "from": self.incarnation, "prefix": prefix, "after": after}
+        question = {"ask": "channels", "number": number, "from": self._control, "prefix": prefix, "after": after}
         try:
             expected = await self._store.tell(orjson.dumps(question))
             await answers.wait(expected)
@@ -258,8 +274,9 @@ class Worker:
                 self._roster.turn()
                 self._admissions.turn()
                 self._hub.spawn(self._refusals.turn())
-                self._hub.spawn(self._admissions.ask())
+                self._hub.spawn(self._admissions.ask(self.incarnation))
                 self._hub.inquiry.check()
+                self._presence.tick()
                 if not self._beating:
                     self._beating = True
                     self._hub.spawn(self._beat())
@@ -268,12 +285,22 @@ class Worker:
             await asyncio.sleep(max(0.05, last + BEAT_SECONDS - self._loop.time()))
 
     async def _beat(self) -> None:
+        try:
+            while not await self._renew():
+                self._be_reborn()
+        finally:
+            self._beating = False
+
+    async def _renew(self) -> bool:
+        """Renew the lease, and look after those who have lost theirs. Returns False when this one was buried."""
         self._beats += 1
         slots = self._slots if self._beats <= PATIENCE else SPARE_SLOTS
+        sent = time.monotonic()
+        keys = ("all", "dead", "reign", f"rooms:{self.incarnation}")
         try:
-            slot, _, others = await self._store.script(
+            answer = await self._store.script(
                 "beat",
-                [f"{self._keys}:all", f"{self._keys}:dead"],
+                [f"{self._keys}:{key}" for key in keys],
                 [
                     f"{self._keys}:lease:",
                     self.incarnation,
@@ -285,11 +312,33 @@ class Worker:
                 ],
             )
         except TocsinError:
-            return
-        finally:
-            self._beating = False
+            self._beaten = -math.inf
+            return True
+        if answer == b"DEAD":
+            return False
+        slot, _, others, lapsed, new = answer
         self.slot = int(slot)
         self._others = {int(other) for other in others if other >= 0}
+        if sent - self._beaten > LEASE_SECONDS:
+            self._good_since = sent
+        self._beaten = sent
+        # The lease began when the store had the beat, which was no sooner than it was sent.
+        self._presence.trust(sent + LEASE_SECONDS)
+        if new and self._beats > 1:
+            self._presence.assert_all()
+        if sent - self._good_since >= LEASE_SECONDS:
+            self._reaper.look([incarnation.decode() for incarnation in lapsed], self.incarnation)
+        return True
+
+    def _be_reborn(self) -> None:
+        """Others took this worker for dead and have removed its members: it stood still, or was cut off."""
+        log.error("this worker was declared dead: it goes on under another incarnation", incarnation=self.incarnation)
+        self.incarnation = f"{self.node}-{secrets.token_hex(8)}"
+        self._beaten = -math.inf
+        self._presence.reincarnate(self.incarnation)
+        self._roster.abort_silent()
+        for channel in list(self._hub.channels.values()):
+            self._hub.resync(channel)
 
     def _sample(self) -> None:
         now = self._loop.time()

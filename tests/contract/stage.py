@@ -10,7 +10,7 @@ from app.brokers import WRITTEN, AckLevel
 from app.brokers.redis import RedisBroker
 from app.brokers.writer import Bounds
 from app.core.errors import TocsinError
-from app.core.messages import ChannelRule, Cleared, Draft, Kind, Position, Publication, Published
+from app.core.messages import Attendance, ChannelRule, Cleared, Draft, Kind, Position, Publication, Published
 
 RULES = (ChannelRule("volatile:*", history=0), ChannelRule("short:*", history=10), ChannelRule("*", history=1000))
 
@@ -28,14 +28,18 @@ class Ear:
     def __init__(self) -> None:
         self.events: list[str] = []
         self.items: list[tuple[str, Publication | Cleared]] = []
+        self.attendances: list[tuple[str, Attendance]] = []
         self.control: list[bytes] = []
         self.bursts = 0
 
     def confirmed(self, channel: str) -> None:
         self.events.append(channel)
 
-    def received(self, channel: str, item: Publication | Cleared) -> None:
-        self.items.append((channel, item))
+    def received(self, channel: str, item: Publication | Cleared | Attendance) -> None:
+        if isinstance(item, Attendance):
+            self.attendances.append((channel, item))
+        else:
+            self.items.append((channel, item))
 
     def settled(self) -> None:
         """Not of interest here."""

@@ -15,6 +15,7 @@ import jwt
 import pytest
 import websockets
 from websockets.asyncio.client import ClientConnection
+from websockets.typing import Subprotocol
 
 from tests.stage.native import NATIVE, converse, offered
 from tests.stage.redis import RedisServer
@@ -77,14 +78,15 @@ async def plain(
         yield connection
 
 
-async def status(service: Service, subprotocols: list[str] | None = None, **headers: str) -> int:
+async def status(service: Service, names: list[str] | None = None, **headers: str) -> int:
     """What an upgrade is answered with."""
+    subprotocols = None if names is None else [Subprotocol(name) for name in names]
     try:
         async with websockets.connect(
             service.ws(),
             subprotocols=subprotocols,
             additional_headers=headers,
-            compression=None,  # type: ignore[arg-type]
+            compression=None,
         ):
             return 101
     except websockets.InvalidStatus as refused:
@@ -117,7 +119,7 @@ async def test_a_token_gets_in_by_header_and_by_cookie_beside_an_origin(either: 
 
 
 async def test_without_a_good_token_there_is_no_upgrade(either: Service) -> None:
-    unsigned = jwt.encode({"sub": "ada", "exp": 2e9}, None, "none")
+    unsigned = jwt.encode({"sub": "ada", "exp": 2e9}, "", "none")
     forged = jwt.encode({"sub": "ada", "exp": 2e9, "tocsin": ALL}, "x" * 40, "HS256")
     assert await status(either) == 401
     assert await status(either, authorization="Basic YWRhOnB3") == 401

@@ -129,9 +129,10 @@ async def refused(service: Service, **headers: str) -> bool:
         async with websockets.connect(service.ws(), additional_headers=headers, compression=None):
             return False
     except websockets.InvalidStatus as error:
-        assert error.response.status_code == 429, error
-        assert int(error.response.headers["retry-after"]) >= 1
-        return True
+        answer = error.response
+    assert answer.status_code == 429, answer
+    assert int(answer.headers["retry-after"]) >= 1
+    return True
 
 
 async def test_connections_of_a_user_are_counted_over_all_workers(bounded: Service) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.brokers.envelope import digest, open_envelope, read_envelope, read_id, read_message, read_page
-from app.core.messages import Cleared, Draft, Kind, Position, Publication
+from app.core.messages import Attendance, Cleared, Draft, Kind, Member, Position, Publication
 
 AT = Position("4c1f0a2b3c4d", 120)
 
@@ -56,12 +56,38 @@ def test_an_ephemeral_one_has_no_position() -> None:
     assert read_message(b'- b{"t":1}\n\x00') == Publication(None, Kind.BINARY, b"\x00", b'{"t":1}')
 
 
-def test_a_clear_is_a_hint_and_presence_is_not_for_subscribers_yet() -> None:
+def test_a_clear_is_a_hint() -> None:
     assert read_message(b"4c1f0a2b3c4d-120 c") == Cleared(AT)
-    assert read_message(b'- p{"t":1}\n') is None
 
 
-@pytest.mark.parametrize("message", [b"", b"hello", b" t{}\n", b"abc t{}\n", b"abc- t{}\n", b"\xff-1 t{}\n", b"a-1 "])
+def test_presence_says_who_has_joined_and_left() -> None:
+    joined, left = b'{"member":"ada","clients":2,"info":"{ \\"a\\":1}"}', b'{"member":"b","clients":0,"info":"x"}'
+    body = b'{"joined":[%b],"left":[%b],"count":7}' % (joined, left)
+    ada, other = Member("ada", 2, b'{ "a":1}'), Member("b", 0, b"{}")
+    assert read_message(b"- p{}\n" + body) == Attendance((ada,), (other,), 7)
+    assert read_message(b'- p{"reaped":true,"x":1}\n' + body) == Attendance((ada,), (other,), 7, reaped=True)
+
+
+def test_presence_survives_bytes_that_are_no_text() -> None:
+    message = b'- p{}\n{"joined":[{"member":"\xff","clients":1,"info":"{}"}],"left":[],"count":1}'
+    assert read_message(message) == Attendance((Member("\ufffd", 1),), (), 1)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"hello",
+        b" t{}\n",
+        b"- p{}\n",
+        b"- p{}\n[]",
+        b"- px\n{}",
+        b"abc t{}\n",
+        b"abc- t{}\n",
+        b"\xff-1 t{}\n",
+        b"a-1 ",
+    ],
+)
 def test_a_foreign_message_is_an_error_of_its_own(message: bytes) -> None:
     with pytest.raises(ValueError):
         read_message(message)

@@ -339,7 +339,6 @@ class Stage:
         self.admissions = Admissions(
             cast("Any", self.broker),
             "test",
-            "inc",
             clock=lambda: 1e9,
             per_address=0,
             per_user=0,
@@ -369,7 +368,7 @@ class Stage:
         )
         self.names = [f"room{number}" for number in range(channels)]
         self.clients = [Client(self, index, self.names[index % channels]) for index in range(clients)]
-        self.hub.start(self.catchup.scattered, lambda _: None, lambda: None)
+        self.hub.start(self.catchup.scattered, lambda _: None, lambda: None, lambda _channel, _item: None)
         self.broker.start(self.hub)
         self._tick()
 

@@ -1,0 +1,322 @@
+"""Membership: which clients of this worker are in which rooms, and how the store learns of it.
+
+What ought to be is kept here; what differs is written, all rooms of one turn together, one write of a room at a time.
+Nothing is written while this worker's lease may be over: its members may be somebody else's to remove by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+import structlog
+
+from app.brokers import Attendee, Presence
+from app.core.errors import TocsinError, Unavailable
+
+Thing = TypeVar("Thing")
+
+log = structlog.get_logger("tocsin.presence")
+
+GRACE_SECONDS = 2.0
+"""How long a client stays a member after its connection has ended, since it may be back."""
+ENTER_SECONDS = 3.0
+"""How long entering may take."""
+PATIENCE_SECONDS = 1.0
+"""How long after the end of our lease a client that enters still waits for the next one."""
+BATCH = 500
+"""Joins and leaves of a room in one call."""
+ROOMS = 64
+"""Rooms written at once."""
+ASSERT_SECONDS = 60
+"""In which each member is looked for in the store once."""
+
+
+def spread(things: Sequence[Thing], turns: int) -> list[list[Thing]]:
+    """So many even parts of a list, to be popped; of a short one the first are empty."""
+    bounds = [turn * len(things) // turns for turn in range(turns + 1)]
+    return [list(things[start:end]) for start, end in itertools.pairwise(bounds)][::-1]
+
+
+class Room:
+    """One room with clients of this worker.
+
+    Attributes:
+        here: who ought to be a member, by client.
+        due: clients of whom the store may think otherwise.
+        waiting: those who want to know when they have joined.
+        haunted: buried incarnations of this worker, of which something may be left.
+    """
+
+    __slots__ = ("due", "haunted", "here", "name", "registered", "waiting")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.here: dict[str, Attendee] = {}
+        self.due: dict[str, None] = {}
+        self.waiting: dict[str, list[asyncio.Future[None]]] | None = None
+        self.haunted: tuple[str, ...] = ()
+        self.registered = False
+
+    def answer(self, client: str, error: TocsinError | None = None) -> bool:
+        """Tell those who wait for a client. Returns whether there were any."""
+        futures = self.waiting.pop(client, None) if self.waiting else None
+        if not self.waiting:
+            self.waiting = None
+        for future in futures or ():
+            if not future.done():
+                if error is None:
+                    future.set_result(None)
+                else:
+                    future.set_exception(error)
+        return futures is not None
+
+
+class Membership:
+    """The members of one worker.
+
+    Args:
+        store: who is in which room.
+        incarnation: of this worker.
+        spawn: runs a coroutine under supervision.
+
+    Attributes:
+        local: clients of this worker that are members, counted in each room.
+        joins: joins that the store has taken; `leaves` likewise.
+    """
+
+    def __init__(self, store: Presence, incarnation: str, spawn: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+        self._store = store
+        self._incarnation = incarnation
+        self._spawn = spawn
+        self._rooms: dict[str, Room] = {}
+        self._dirty: dict[Room, None] = {}
+        self._writing = False
+        self._scheduled = False
+        self._good_until = 0.0
+        self._fading: deque[tuple[float, Room, Attendee]] = deque()
+        self._looking: list[list[tuple[Room, Attendee]]] = []
+        self._look_busy = False
+        self.local = 0
+        self.joins = 0
+        self.leaves = 0
+
+    async def enter(self, channel: str, attendee: Attendee) -> None:
+        """Become a member, or one with another info.
+
+        Raises:
+            Unavailable: the store has not taken it; at once when it has been away for longer.
+        """
+        if 0.0 < self._good_until < time.monotonic() - PATIENCE_SECONDS:
+            raise Unavailable("the store cannot be told who is here", retry_after=1.0)
+        room = self._rooms.get(channel)
+        if room is None:
+            room = self._rooms[channel] = Room(channel)
+        self.local += attendee.client not in room.here
+        room.here[attendee.client] = attendee
+        joined: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        room.waiting = room.waiting or {}
+        room.waiting.setdefault(attendee.client, []).append(joined)
+        self._touch(room, attendee.client)
+        try:
+            async with asyncio.timeout(ENTER_SECONDS):
+                await joined
+        except TimeoutError:
+            self.leave(channel, attendee.client)
+            raise Unavailable("the store cannot be told who is here", retry_after=1.0) from None
+        except asyncio.CancelledError:
+            self.leave(channel, attendee.client)
+            raise
+
+    def leave(self, channel: str, client: str) -> None:
+        """Be no member any more, now."""
+        room = self._rooms.get(channel)
+        if room is not None and room.here.pop(client, None) is not None:
+            self.local -= 1
+            self._touch(room, client)
+
+    def gone(self, channel: str, client: str) -> None:
+        """Be no member any more in `GRACE_SECONDS`."""
+        room = self._rooms.get(channel)
+        attendee = None if room is None else room.here.get(client)
+        if room is None or attendee is None:
+            return
+        loop = asyncio.get_running_loop()
+        if not self._fading:
+            loop.call_later(GRACE_SECONDS, self._fade)
+        self._fading.append((loop.time() + GRACE_SECONDS, room, attendee))
+
+    def _fade(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        while self._fading and self._fading[0][0] <= now:
+            _, room, attendee = self._fading.popleft()
+            if room.here.get(attendee.client) is attendee:
+                self.leave(room.name, attendee.client)
+        if self._fading:
+            loop.call_at(self._fading[0][0], self._fade)
+
+    # -- the lease
+
+    def trust(self, until: float) -> None:
+        """The lease holds until then (seconds of the monotonic clock): what waits is written."""
+        self._good_until = until
+        self._schedule()
+
+    def reincarnate(self, incarnation: str) -> None:
+        """This worker was buried: all its members join again, and what the old incarnation may have left is removed.
+        Nothing is written before `trust`.
+        """
+        self._good_until = 0.0
+        for room in self._rooms.values():
+            room.haunted = (*room.haunted, self._incarnation)
+            room.registered = False
+        self._incarnation = incarnation
+        self.assert_all()
+        self._dirty.update(dict.fromkeys(self._rooms.values()))
+
+    def assert_all(self) -> None:
+        """The store may have lost everybody."""
+        for room in self._rooms.values():
+            room.registered = False
+            room.due.update(dict.fromkeys(room.here))
+            if room.here:
+                self._dirty[room] = None
+        self._schedule()
+
+    def tick(self) -> None:
+        """Once a second: try again what has failed, and look whether some of the members are still known."""
+        self._schedule()
+        if self._may_write and not self._look_busy and self.local:
+            if not self._looking:
+                everyone = [(room, one) for room in self._rooms.values() for one in room.here.values()]
+                self._looking = spread(everyone, ASSERT_SECONDS)
+            turn = [(room, one) for room, one in self._looking.pop() if self._stands(room, one)]
+            if turn:
+                self._look_busy = True
+                self._spawn(self._look(turn))
+
+    async def _look(self, turn: list[tuple[Room, Attendee]]) -> None:
+        try:
+            incarnation = self._incarnation
+            await self._store.register(incarnation, list({room.name: None for room, _ in turn}), here=True)
+            for index in await self._store.absent(incarnation, [(room.name, one) for room, one in turn]):
+                room, one = turn[index]
+                if self._stands(room, one):
+                    self._touch(room, one.client)
+        except TocsinError as error:
+            log.info("members could not be looked for", reason=error.message)
+        finally:
+            self._look_busy = False
+
+    @staticmethod
+    def _stands(room: Room, attendee: Attendee) -> bool:
+        """Whether the store should have this one, and nothing about it is on its way."""
+        return room.here.get(attendee.client) is attendee and attendee.client not in room.due
+
+    # -- writing
+
+    @property
+    def _may_write(self) -> bool:
+        return time.monotonic() < self._good_until
+
+    def _touch(self, room: Room, client: str) -> None:
+        room.due[client] = None
+        self._dirty[room] = None
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if self._dirty and not self._writing and not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._start)
+
+    def _start(self) -> None:
+        self._scheduled = False
+        if self._dirty and not self._writing and self._may_write:
+            self._writing = True
+            self._spawn(self._write())
+
+    async def _write(self) -> None:
+        """Write until nothing is due; after a failure wait for the next tick."""
+        try:
+            while self._dirty and self._may_write:
+                rooms = list(self._dirty)[:ROOMS]
+                for room in rooms:
+                    del self._dirty[room]
+                try:
+                    await self._register([room for room in rooms if room.here and not room.registered])
+                except TocsinError as error:
+                    for room in rooms:
+                        self._refuse(room, list(room.due), error)
+                    return
+                if not all(await asyncio.gather(*(self._write_room(room) for room in rooms))):
+                    return
+                await self._close([room for room in rooms if not room.here and not room.due and not room.haunted])
+        finally:
+            self._writing = False
+
+    async def _register(self, rooms: list[Room]) -> None:
+        """Before anyone joins, a reaper must be able to find the room."""
+        if rooms:
+            incarnation = self._incarnation
+            await self._store.register(incarnation, [room.name for room in rooms], here=True)
+            if incarnation == self._incarnation:
+                for room in rooms:
+                    room.registered = True
+
+    async def _write_room(self, room: Room) -> bool:
+        """One batch of a room. Returns whether it succeeded."""
+        clients = list(room.due)[:BATCH]
+        for client in clients:
+            del room.due[client]
+        incarnation = self._incarnation
+        joins = [room.here[client] for client in clients if client in room.here]
+        leaves = [client for client in clients if client not in room.here]
+        if joins and not room.registered:  # it came while the others were being registered, or we were buried
+            room.due.update(dict.fromkeys(clients))
+            self._dirty[room] = None
+            return True
+        try:
+            if clients:
+                await self._store.attend(room.name, incarnation, joins, leaves)
+            if room.haunted and not room.due:
+                ghosts = room.haunted
+                for ghost in ghosts:
+                    await self._store.reap(room.name, ghost)
+                room.haunted = room.haunted[len(ghosts) :]
+        except TocsinError as error:
+            self._refuse(room, clients, error)
+            return False
+        self.joins += len(joins)
+        self.leaves += len(leaves)
+        for client in clients:
+            if client not in room.due:
+                room.answer(client)
+        if room.due or room.haunted:
+            self._dirty[room] = None
+        return True
+
+    def _refuse(self, room: Room, clients: list[str], error: TocsinError) -> None:
+        """It is unknown what the store has taken. Who has just come is told, and leaves; the rest is tried again."""
+        self._dirty[room] = None
+        for client in clients:
+            room.due[client] = None
+            if room.answer(client, error) and room.here.pop(client, None) is not None:
+                self.local -= 1
+
+    async def _close(self, rooms: list[Room]) -> None:
+        """The last one of this worker has left these rooms."""
+        named = [room.name for room in rooms if room.registered]
+        for room in rooms:
+            room.registered = False
+            if self._rooms.get(room.name) is room and room not in self._dirty:
+                del self._rooms[room.name]
+        if named:
+            try:
+                await self._store.register(self._incarnation, named, here=False)
+            except TocsinError as error:
+                log.info("a room without members stays noted", reason=error.message)
