@@ -96,6 +96,7 @@ class Service:
         """Start it; with `ready` wait until every worker can serve."""
         command = [sys.executable, "-m", "uvicorn", "app.main:app", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", str(self.workers), "--loop", "uvloop", "--http", "httptools", "--no-access-log"]
+        command += ["--no-proxy-headers"]  # uvicorn would believe whoever comes from this machine
         command += ["--timeout-worker-healthcheck", str(self.patience)]
         command += FAST if self.fast else ()
         self.process = subprocess.Popen(
