@@ -26,12 +26,16 @@ member = st.sampled_from(["ada", "bob", "e v\0e", ""])
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("attend"), worker, st.lists(st.tuples(client, member, client)), st.lists(client)),
+        st.tuples(st.just("attend"), worker, st.lists(st.tuples(client, member, client), min_size=2), st.just([])),
         st.tuples(st.just("repeat")),
+        st.tuples(st.just("leave late"), worker, st.lists(client, min_size=1)),
         st.tuples(st.just("beat"), worker),
         st.tuples(st.just("lapse"), worker),
         st.tuples(st.just("clear up"), worker, worker),
-        st.tuples(st.just("reap half"), worker),
+        st.tuples(st.just("die"), worker, worker),
+        st.tuples(st.just("reap again"), worker),
     ),
+    min_size=10,
     max_size=40,
 )
 
@@ -86,7 +90,14 @@ class Play:
                 self.workers[number].leased = False
             case ("clear up", number, by):
                 await self.clear_up(self.workers[number], self.workers[by].incarnation)
-            case ("reap half", number) if self.workers[number].buried:
+            case ("die", number, by):
+                await self.perform(("lapse", number))
+                await self.perform(("clear up", number, by))
+            case ("leave late", number, leaves) if self.workers[number].life:
+                # What an earlier incarnation sent arrives only now: it must not touch the new one's members.
+                late = f"w{number}.{self.workers[number].life - 1}"
+                await self.presence.attend(ROOM, late, [], [f"c{number}.{who}" for who in leaves])
+            case ("reap again", number) if self.workers[number].buried:
                 await self.reap(self.workers[number].incarnation)
 
     async def attend(self, incarnation: str, joins: list[Attendee], leaves: list[str]) -> None:
@@ -166,7 +177,7 @@ class Play:
         assert set(here) == {one.member for _, one in self.members.values()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(steps=STEPS)
 def test_the_steps_do_what_the_rules_say(redis_server: RedisServer, steps: list[tuple[Any, ...]]) -> None:
     asyncio.run(play(redis_server, steps))

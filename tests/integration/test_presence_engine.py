@@ -65,6 +65,21 @@ class Watching:
         return [name for joined, _, _ in self.heard for name in joined]
 
 
+class Peer:
+    """A connection, as the roster sees it."""
+
+    held = False
+    keepalive = None
+
+    def __init__(self, silent_for: float) -> None:
+        self.slot = 0
+        self.socket = Wire(lambda _: None, lambda _: None)
+        self.socket.heard = asyncio.get_running_loop().time() - silent_for
+
+    def end(self, after: float) -> None:
+        """Not of interest here."""
+
+
 class Engine:
     """One worker without its sockets."""
 
@@ -74,10 +89,11 @@ class Engine:
         self.rooms = RedisPresence(self.broker.script, prefix)
         self.presence = Presence(self.rooms, self.hub, name)
         self.codec = Codec()
+        self.roster = Roster(ping_seconds=25, stall_seconds=30, drain_seconds=1, chance=lambda: 0.5)
         self.worker = Worker(
             store=self.broker,
             hub=self.hub,
-            roster=Roster(ping_seconds=25, stall_seconds=30, drain_seconds=1, chance=lambda: 0.5),
+            roster=self.roster,
             admissions=Admissions(
                 self.broker, prefix, clock=time.time, per_address=0, per_user=0, connects=Rate(0), rates=Rates()
             ),
@@ -138,8 +154,8 @@ class Engine:
 async def two_engines(url: str, prefix: str) -> AsyncIterator[tuple[Engine, Engine]]:
     async with AsyncExitStack() as stack:
         engines = [Engine(url, prefix, name) for name in ("one", "two")]
+        await asyncio.gather(*(engine.start() for engine in engines))
         for engine in engines:
-            await engine.start()
             stack.push_async_callback(engine.stop)
         yield engines[0], engines[1]
 
@@ -279,12 +295,16 @@ async def test_a_worker_that_was_buried_comes_back_with_its_members(
     await one.enter("ada", "bob")
     watcher = await two.watch()
     age_reign(redis_server, prefix)
+    brisk, silent = Peer(40), Peer(60)
+    one.roster.add(cast("Any", brisk))
+    one.roster.add(cast("Any", silent))
     with redis_server.client() as store:
         store.delete(f"{prefix}:{{workers}}:lease:one")
         await two.rooms.bury("one", "two")
         await two.rooms.reap("room", "one")
         await until(lambda: one.worker.incarnation != "one")
         assert one.worker.incarnation.startswith("node-")
+        assert (brisk.socket.closed, silent.socket.closed) == (None, 1006)
         await two.come_to(["ada", "bob"])
         one.presence.leave("room", "bob")
         await two.come_to(["ada"])
