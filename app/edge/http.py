@@ -27,6 +27,8 @@ from app.edge.access import Access
 from app.edge.answers import json, refusal
 from app.edge.models import (
     CHANNEL_FORM,
+    CURSOR_FORM,
+    USER_FORM,
     Absent,
     Addressed,
     Batch,
@@ -55,8 +57,19 @@ _BODILESS = {"GET", "HEAD", "OPTIONS", "DELETE"}
 
 REVOKED_SECONDS = 30 * 86_400
 """For how long a token is refused whose end is not given."""
-UserPath = Annotated[str, Path(min_length=1, max_length=256, description="`sub` of its tokens.", examples=["ada"])]
-TokenPath = Annotated[str, Path(min_length=1, max_length=256, description="`jti` of the token.", examples=["a1b2c3"])]
+_GONE = {404: {"model": ErrorModel, "description": "No user or token can have such a name."}}
+UserPath = Annotated[
+    str,
+    Path(
+        min_length=1, max_length=256, description="`sub` of its tokens.", examples=["ada"], json_schema_extra=USER_FORM
+    ),
+]
+TokenPath = Annotated[
+    str,
+    Path(
+        min_length=1, max_length=256, description="`jti` of the token.", examples=["5f0c"], json_schema_extra=USER_FORM
+    ),
+]
 ChannelPath = Annotated[
     str,
     Path(description="1 to 128 of A-Z a-z 0-9 _ . : @ -", examples=["room:42"], json_schema_extra=CHANNEL_FORM),
@@ -190,13 +203,15 @@ class Rest:
             request: Request,
             channel: ChannelPath,
             limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-            cursor: Annotated[str | None, Query(max_length=512, description="Of the page before.")] = None,
+            cursor: Annotated[
+                str | Absent, Query(max_length=512, description="Of the page before.", json_schema_extra=CURSOR_FORM)
+            ] = None,
         ) -> Response:
             """Who is in a channel. Members that come or go between two pages may be missed, or come twice."""
             await self._admit_read(request, Verb.PRESENCE, channel)
             return json(200, native.members_object(await self.presence.members(channel, limit, cursor)))
 
-        @router.post("/users/{user:path}/disconnect", status_code=202, tags=["administration"])
+        @router.post("/users/{user:path}/disconnect", status_code=202, responses=_GONE, tags=["administration"])
         async def disconnect(request: Request, user: UserPath, body: Disconnect) -> Response:
             """Close all sockets of a user, on every worker, with 4403, and refuse it for `refuse_seconds`. Needs an API
             key with `admin`.
@@ -205,7 +220,7 @@ class Rest:
             await self.refusals.refuse_user(user, body.refuse_seconds)
             return json(202, {})
 
-        @router.post("/tokens/{jti:path}/revoke", status_code=202, tags=["administration"])
+        @router.post("/tokens/{jti:path}/revoke", status_code=202, responses=_GONE, tags=["administration"])
         async def revoke(request: Request, jti: TokenPath, body: Revoke) -> Response:
             """Refuse one token, and close its sockets with 4403 on every worker. Needs an API key with `admin`."""
             await self._require_admin(request)

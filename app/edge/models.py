@@ -13,6 +13,9 @@ ID = "4c1f9be07a2d-126"
 # Documented, and checked in `core.messages`, which answers 400 with a code of its own.
 CHANNEL_FORM: JsonDict = {"pattern": r"^[A-Za-z0-9_.:@-]{1,128}$", "minLength": 1, "maxLength": 128}
 Id = Annotated[str, Field(json_schema_extra={"pattern": "^[0-9a-f]{1,40}-[0-9]{1,16}$"})]
+USER_FORM: JsonDict = {"pattern": r"^[^\u0000-\u001f\u007f-\u009f]{1,256}$"}
+CURSOR_FORM: JsonDict = {"pattern": r"^[0-9]{1,19}([.].*)?$"}
+"""Likewise."""
 Absent = SkipJsonSchema[None]
 """Beside the type of a header or query parameter that may be left out: there is no `null` in either."""
 _BASE64_FORM: JsonDict = {
@@ -172,7 +175,7 @@ class Disconnect(BaseModel):
     """How long a user is refused after it was disconnected."""
 
     refuse_seconds: float = Field(
-        default=0, ge=0, le=31_536_000, description="0: it may return at once.", examples=[3600]
+        default=0, strict=True, ge=0, le=31_536_000, description="0: it may return at once.", examples=[3600]
     )
 
 
@@ -180,5 +183,9 @@ class Revoke(BaseModel):
     """When a token would have ended by itself."""
 
     expires_at: float | None = Field(
-        default=None, ge=0, le=253_402_300_799, description="Its `exp`; without it, it is refused for 30 days."
+        default=None,
+        strict=True,
+        ge=0,
+        le=253_402_300_799,
+        description="Its `exp`; without it, it is refused for 30 days.",
     )

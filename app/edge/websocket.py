@@ -101,8 +101,8 @@ class WebSocketEdge:
             TocsinError: with the HTTP status of the refusal.
         """
         self.access.admit(scope)
-        identity = await self.access.identify(scope, offered)
         codec, subprotocol = negotiate(offered, (self.plain, self.native))
+        identity = await self.access.identify(scope, offered)
         client = scope.get("client")
         request = Request(identity, codec, subprotocol, address=client[0] if client else "")
         if codec is self.plain:

@@ -126,7 +126,7 @@ async def test_a_private_key_signs_too(
 ) -> None:
     path = tmp_path / "key.pem"
     path.write_bytes(private_pem(key))
-    minted = mint(signer_by_key(path, algorithm, "k1"), "ada", {}, now=NOW, ttl=60, token="t1", issuer="i")
+    minted = mint(signer_by_key(path, algorithm, "k1"), "ada", {}, now=NOW, ttl=7200, token="t1", issuer="i")
     header = jwt.get_unverified_header(minted)
     assert (header["alg"], header["kid"]) == (expected, "k1")
     ada = await Tokens(TokenRules((expected,), public_key=public_pem(key), issuer="i")).verify(minted)
@@ -162,7 +162,7 @@ def test_a_signer_does_not_show_its_key() -> None:
 
 def test_every_token_has_an_id_of_its_own() -> None:
     signer = signer_by_secret(RULES, None)
-    ids = {jwt.decode(mint(signer, "ada", {}, now=NOW, ttl=60), SECRET, ["HS256"])["jti"] for _ in range(9)}
+    ids = {jwt.decode(mint(signer, "ada", {}, now=NOW, ttl=7200), SECRET, ["HS256"])["jti"] for _ in range(9)}
     assert len(ids) == 9
 
 

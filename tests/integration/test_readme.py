@@ -119,7 +119,8 @@ def anonymous(frame: dict[str, Any]) -> dict[str, Any]:
     """A frame without what differs with each run."""
     changing = {"client", "from", "worker", "at"}
     text = orjson.dumps({name: value for name, value in frame.items() if name not in changing}).decode()
-    shown: dict[str, Any] = orjson.loads(re.sub(r'"from":"[^"]*"', '"from":""', without_chance(text)))
+    text = re.sub(r'"(from|member)":"[^"]*"', r'"\1":""', without_chance(text))
+    shown: dict[str, Any] = orjson.loads(text)
     return shown | dict.fromkeys(changing & set(frame))
 
 
