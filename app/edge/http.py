@@ -57,7 +57,9 @@ _BODILESS = {"GET", "HEAD", "OPTIONS", "DELETE"}
 
 REVOKED_SECONDS = 30 * 86_400
 """For how long a token is refused whose end is not given."""
-_GONE = {404: {"model": ErrorModel, "description": "No user or token can have such a name."}}
+_NOBODY: dict[int | str, dict[str, Any]] = {
+    404: {"model": ErrorModel, "description": "No user or token can have such a name."}
+}
 UserPath = Annotated[
     str,
     Path(
@@ -211,7 +213,7 @@ class Rest:
             await self._admit_read(request, Verb.PRESENCE, channel)
             return json(200, native.members_object(await self.presence.members(channel, limit, cursor)))
 
-        @router.post("/users/{user:path}/disconnect", status_code=202, responses=_GONE, tags=["administration"])
+        @router.post("/users/{user:path}/disconnect", status_code=202, responses=_NOBODY, tags=["administration"])
         async def disconnect(request: Request, user: UserPath, body: Disconnect) -> Response:
             """Close all sockets of a user, on every worker, with 4403, and refuse it for `refuse_seconds`. Needs an API
             key with `admin`.
@@ -220,7 +222,7 @@ class Rest:
             await self.refusals.refuse_user(user, body.refuse_seconds)
             return json(202, {})
 
-        @router.post("/tokens/{jti:path}/revoke", status_code=202, responses=_GONE, tags=["administration"])
+        @router.post("/tokens/{jti:path}/revoke", status_code=202, responses=_NOBODY, tags=["administration"])
         async def revoke(request: Request, jti: TokenPath, body: Revoke) -> Response:
             """Refuse one token, and close its sockets with 4403 on every worker. Needs an API key with `admin`."""
             await self._require_admin(request)
