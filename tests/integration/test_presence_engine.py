@@ -18,8 +18,7 @@ from app.brokers.redis import RedisBroker
 from app.core.errors import Unavailable
 from app.core.limits import Rate, Rates
 from app.core.messages import ChannelRule, PresenceChange
-from app.engine import board as boards
-from app.engine import membership
+from app.engine import boards, membership
 from app.engine.admissions import Admissions
 from app.engine.hub import Hub
 from app.engine.presence import Presence, Watcher
@@ -125,6 +124,7 @@ class Engine:
         watcher = Watching(self.codec)
         self.presence.watch(channel, cast("Watcher", watcher))
         await until(lambda: self.presence._boards._boards[channel].told is not None)
+        self.presence.begin(channel, cast("Watcher", watcher))
         return watcher
 
     async def enter(self, *names: str, channel: str = "room") -> None:
