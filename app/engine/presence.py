@@ -140,6 +140,7 @@ class Presence:
         if losses != self._losses:
             self._losses = losses
             self._boards.doubt()
+            self._members.doubt()
         self._members.tick()
         self._boards.tick()
 
@@ -150,6 +151,14 @@ class Presence:
     def trust(self, until: float) -> None:
         """This worker's lease holds until then (seconds of the monotonic clock); without that nothing is written."""
         self._members.trust(until)
+
+    def suspend(self) -> None:
+        """The store does not answer: until `trust` nobody can come back, and what it was told is in doubt."""
+        self._members.suspend()
+
+    def doubt(self) -> None:
+        """Another server leads: it may have lost what the one before had taken."""
+        self._members.doubt()
 
     def assert_all(self) -> None:
         """The store did not know this worker any more: its members join again."""
