@@ -110,7 +110,7 @@ def create_app(settings: Settings) -> Tocsin:
         chance=random.random,
     )
     incarnation = f"{settings.node}-{secrets.token_hex(8)}"
-    refusals = Refusals(broker, settings.redis_prefix, roster.disconnect)
+    refusals = Refusals(broker, settings.redis_prefix, roster.disconnect, time.monotonic)
     admissions = Admissions(
         broker,
         settings.redis_prefix,
@@ -209,6 +209,8 @@ def create_app(settings: Settings) -> Tocsin:
         await worker.stop()
         await hub.close()
         await broker.close()
+        if access.tokens is not None:
+            await access.tokens.close()
 
     app = Tocsin(
         title="Tocsin",

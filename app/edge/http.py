@@ -25,6 +25,7 @@ from app.core.limits import Meter
 from app.core.messages import ChannelRule, Draft, Kind, Position, Published, Verb, check_channel
 from app.edge.access import Access
 from app.edge.answers import json, refusal
+from app.edge.loopback import network_of
 from app.edge.models import (
     CHANNEL_FORM,
     CURSOR_FORM,
@@ -270,7 +271,7 @@ class Rest:
         that may administer has no limits.
         """
         client = request.scope.get("client")
-        return None if identity.admin else self.admissions.meter(identity, client[0] if client else "")
+        return None if identity.admin else self.admissions.meter(identity, network_of(client[0]) if client else "")
 
     @staticmethod
     def _slow_down(meter: Meter | None, messages: int) -> None:

@@ -360,7 +360,7 @@ async def test_what_the_store_has_lost_is_written_back_by_who_knows_it(redis_ser
         until(lambda: service.get("/api/v1/connect", headers=bearer(token(user))).status_code == 403)
         with server.client() as client:
             client.flushall()
-            until(lambda: client.hget("lost:{workers}:refused", f"user/{user}"), what="its return")
+            until(lambda: client.zscore("lost:{workers}:refused", f"user/{user}"), what="its return")
         assert await status(service, authorization=f"Bearer {token(user)}") == 403
 
 

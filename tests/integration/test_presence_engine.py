@@ -97,7 +97,7 @@ class Engine:
             admissions=Admissions(
                 self.broker, prefix, clock=time.time, per_address=0, per_user=0, connects=Rate(0), rates=Rates()
             ),
-            refusals=Refusals(self.broker, prefix, lambda _: 0),
+            refusals=Refusals(self.broker, prefix, lambda _: 0, time.monotonic),
             presence=self.presence,
             reaper=Reaper(self.rooms, self.hub.spawn, self.presence.add_reaped),
             prefix=prefix,
