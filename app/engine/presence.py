@@ -77,6 +77,9 @@ class Presence:
         """Tell a connection, which `Hub.open` holds the channel for, who comes and leaves."""
         self._boards.watch(channel, watcher)
 
+    def begin(self, channel: str, watcher: Watcher) -> None:
+        """Its `subscribed` was written: from now on it is told. Does nothing for one that does not watch."""
+
     def unwatch(self, channel: str, watcher: Watcher) -> None:
         """No more. Does nothing for one that does not watch."""
         self._boards.unwatch(channel, watcher)
