@@ -26,7 +26,9 @@ def test_no_window_holds_more_than_the_burst_and_what_the_rate_adds(
     for first in range(len(taken)):
         total = 0.0
         for at, amount in taken[first:]:  # a large one is paid for by what comes after it
-            assert total + min(amount, rate.burst) <= rate.burst + rate.rate * (at - taken[first][0]) + 1e-6 * (1 + total)
+            assert total + min(amount, rate.burst) <= rate.burst + rate.rate * (at - taken[first][0]) + 1e-6 * (
+                1 + total
+            )
             total += amount
 
 
