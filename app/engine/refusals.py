@@ -1,7 +1,7 @@
 """Revocations: who is not let in, and is sent away, on every worker within a second.
 
-The store keeps them until their end. Each worker has a copy, renewed when a message says so, when the revision that it
-reads every second has changed, and after each loss of its reader; until it has one it lets nobody new in.
+The store keeps them until their end. Each worker has a copy, renewed when a message says so, when the revision that a
+beat brings back has changed, and after each loss of its reader; until it has one it lets nobody new in.
 """
 
 from __future__ import annotations
@@ -113,9 +113,14 @@ class Refusals:
         await self.read()
 
     async def turn(self) -> None:
-        """Once a second: read them if they have changed, or are not known."""
+        """Once a second: read them if they are not known. Whether they have changed is told by each beat."""
         self._until = {name: until for name, until in self._until.items() if until > time.time()}
-        await self.read()
+        if self._revision is None:
+            await self.read()
+
+    def differs(self, revision: int) -> bool:
+        """Whether the store has another revision than the one that was read."""
+        return self._revision is not None and revision != self._revision
 
     async def read(self) -> None:
         """Bring the copy up to date. One at a time; a call meanwhile makes it go round once more."""
