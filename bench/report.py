@@ -138,6 +138,14 @@ def tables(table: Table, about: dict[str, Any]) -> str:
     return "\n\n".join([_about(about, table), *tables_of(table)]) + "\n"
 
 
+def _later(about: dict[str, Any]) -> dict[str, str]:
+    """When -> the scenarios of which later outcomes took the place."""
+    found: dict[str, list[str]] = {}
+    for name, when in about.get("again", {}).items():
+        found.setdefault(when, []).append(f"`{name}`")
+    return {when: ", ".join(names) for when, names in found.items()}
+
+
 def _about(about: dict[str, Any], table: Table) -> str:
     usual, most = table.stolen()
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
@@ -147,7 +155,7 @@ def _about(about: dict[str, Any], table: Table) -> str:
         f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB, Linux {about['kernel']}, "
         f"loopback, load processes: {about['load_processes']}. The host gave {usual:.0%} of its time to others "
         f"(median of all runs; {most:.0%} in the worst).  \n{versions}."
-        + "".join(f"  \n`{name}` was measured again: {when}." for name, when in about.get("again", {}).items())
+        + "".join(f"  \nMeasured later, {when}: {names}." for when, names in _later(about).items())
         + (
             f"\n\n**The machine was busy with other things (load average {about['busy']} at the start): repeat it.**"
             if about["busy"] > QUIET
