@@ -9,8 +9,8 @@ import json
 import time
 from typing import IO
 
-COUNT = 2000
-"""More than one scenario has clients, so that no two share one."""
+COUNT = 12_000
+"""More than clients return with one in a run, so that none is shown twice."""
 
 
 def write_tokens(secret: str, file: IO[str]) -> None:
