@@ -1,7 +1,7 @@
 """Revocations: who is not let in, and is sent away, on every worker within a second.
 
-The store keeps them until their end. Each worker has a copy, renewed when a message says so, when the revision that it
-reads every second has changed, and after each loss of its reader. A worker whose copy may be old lets nobody new in.
+The store keeps them until their end. Each worker has a copy, renewed when a message says so, when the revision that a
+beat brings back has changed, and after each loss of its reader. A worker whose copy may be old lets nobody new in.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ NOTICE = b'{"refusals":true}'
 """The control message that says: read them again."""
 FRESH_SECONDS = 5.0
 """Age of the last good reading up to which a copy counts as complete."""
+BEATS_SECONDS = 1.5
+"""Age at which it is read without waiting for a beat."""
 _ONCE_SECONDS = 60
 """How long the order to disconnect once stays in the store, so that a worker that was away hears of it too."""
 _USER, _TOKEN, _ONCE = "user/", "token/", "once/"
@@ -122,11 +124,19 @@ class Refusals:
         await self._store.script("refuse", self._keys, (self._control, NOTICE, int(from_now), *pairs))
 
     async def turn(self) -> None:
-        """Once a second: forget those that have ended, and look whether there are others."""
+        """Once a second: forget those that have ended, and read them where that has not been possible."""
         now = self._clock()
         for name in [name for name, until in self._until.items() if until <= now]:
             del self._until[name]
-        await self.read()
+        if self._read_at is None or now - self._read_at > BEATS_SECONDS:
+            await self.read()
+
+    async def compare(self, revision: bytes) -> None:
+        """The store has this revision, a beat says."""
+        if revision == self._revision and self._read_at is not None:
+            self._read_at = self._clock()
+        else:
+            await self.read()
 
     async def read(self) -> None:
         """Bring the copy up to date. One reading at a time; a call meanwhile makes it go round once more."""
