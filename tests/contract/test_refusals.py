@@ -33,6 +33,11 @@ class Copy(Refusals):
         self.gone += away
         return len(away)
 
+    async def turn(self) -> None:
+        """A second, with a beat that brings back another revision, or none."""
+        await super().turn()
+        await self.read()
+
     def users(self) -> list[str | None]:
         return [one.user for one in self.gone]
 
