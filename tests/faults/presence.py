@@ -81,11 +81,13 @@ async def outage(scene: Scene) -> None:
     finally:
         redis.signal(signal.SIGCONT)
     scene.expect(not any(guest.ends for guest in hall.members.values()), "a socket was not kept")
-    await asyncio.sleep(SOON)  # a worker that is well for as long as a lease could bury others by now
+    well = time.monotonic() + SOON  # a worker that has been well for as long as a lease could bury others by then
+    await asyncio.sleep(SOON / 2)
     one = next(iter(hall.members.values()))
     hall.gone({one.user: one})  # the watchers are not deaf
     await hall.dismiss(one)
     await hall.right("right after, s")
+    await asyncio.sleep(max(0.0, well - time.monotonic()))
     await hall.judged()
 
 
