@@ -133,16 +133,17 @@ async def revoked(scene: Scene) -> None:
     record = scene.channel()
     scene.write(record, 3, 1, pause=0.02)
     size = scene.scale(8, 60)
-    exp = int(time.time()) - LEEWAY + 4 + size // 20
+    exp = int(time.time()) - LEEWAY + scene.scale(4, 12)
+    user = f"out-of-{record.channel}"  # refused for longer than this run
     stay = _guests(scene, record, "stays", size)
     less = _guests(scene, record, "less", size // 2)
     ending = _guests(scene, record, "ends", size, token=mint("ends", exp=exp))
-    out = _guests(scene, record, "out", size)
+    out = _guests(scene, record, user, size)
     try:
         scene.readers += [*stay, *less]
         await _all_here([*stay, *less, *ending, *out])
         while len({guest.worker for guest in out if guest.native}) < scene.ground.terms.workers:
-            out.append(Guest(scene, record, "out", f"out {len(out)}"))
+            out.append(Guest(scene, record, user, f"{user} {len(out)}"))
             await _all_here(out)
         await _taken_away(scene, record, less)
         await _revoked(scene, record, out)
