@@ -106,6 +106,14 @@ async def test_a_browser_shows_its_token_as_a_subprotocol_that_is_not_echoed(eit
         assert await asyncio.wait_for(connection.recv(), 10) == "hi"
 
 
+async def test_a_token_of_seven_kilobytes_fits_into_the_subprotocol(either: Service) -> None:
+    long = token(groups="x" * 5000)
+    assert 6900 < len(long) < 7168
+    async with plain(either, long) as connection:
+        await connection.send("hi")
+        assert await asyncio.wait_for(connection.recv(), 10) == "hi"
+
+
 async def test_a_token_gets_in_by_header_and_by_cookie_beside_an_origin(either: Service) -> None:
     good = token()
     assert await status(either, authorization=f"Bearer {good}") == 101
