@@ -32,6 +32,7 @@ from app.core.limits import Rate, Rates
 from app.core.messages import Welcome
 from app.edge.access import Access
 from app.edge.answers import answer, refusal
+from app.edge.gate import Gate
 from app.edge.http import BodyLimit, Rest, describe
 from app.edge.keys import Tokens
 from app.edge.ops import HEALTH, Ops
@@ -110,7 +111,7 @@ def create_app(settings: Settings) -> Tocsin:
         chance=random.random,
     )
     incarnation = f"{settings.node}-{secrets.token_hex(8)}"
-    refusals = Refusals(broker, settings.redis_prefix, roster.disconnect)
+    refusals = Refusals(broker, settings.redis_prefix, roster.disconnect, time.monotonic)
     admissions = Admissions(
         broker,
         settings.redis_prefix,
@@ -189,13 +190,11 @@ def create_app(settings: Settings) -> Tocsin:
         new_client=lambda: secrets.token_urlsafe(12),
     )
     rest = Rest(
-        access=access,
         rules=settings.channels,
         broker=broker,
         worker=worker,
         max_message=settings.max_message,
         presence=presence,
-        admissions=admissions,
         refusals=refusals,
     )
 
@@ -209,6 +208,8 @@ def create_app(settings: Settings) -> Tocsin:
         await worker.stop()
         await hub.close()
         await broker.close()
+        if access.tokens is not None:
+            await access.tokens.close()
 
     app = Tocsin(
         title="Tocsin",
@@ -224,6 +225,7 @@ def create_app(settings: Settings) -> Tocsin:
     if url is None:
         app.refusal = "no Redis is named: set TOCSIN_REDIS_URL, or run `tocsin serve`, which brings its own"
     app.add_middleware(BodyLimit)
+    app.add_middleware(Gate, access=access, admissions=admissions)
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,

@@ -166,8 +166,9 @@ class Settings(BaseSettings):
     """Channels that one `tocsin.v1` socket hears at most."""
 
     max_connections_per_address: int = Field(default=0, ge=0, le=1_000_000)
-    """Connections of one address at most, over all workers and nodes; 0: no limit. Counted once a second, so that a
-    burst may pass. Behind a proxy that is not in `TOCSIN_TRUSTED_PROXIES` all clients have the proxy's address.
+    """Connections of one address (of IPv6: one network of 64 bits) at most, over all workers and nodes; 0: no limit.
+    Workers tell each other once a second, of the thousand addresses that have most: a burst over several may pass.
+    Behind a proxy that is not in `TOCSIN_TRUSTED_PROXIES` all clients have the proxy's address.
     """
 
     max_connections_per_user: int = Field(default=0, ge=0, le=1_000_000)
@@ -267,7 +268,7 @@ class Settings(BaseSettings):
         default=None, json_schema_extra=_documented("none: off", "a cookie's name")
     )
     """Cookie that may carry a token, for pages of the same site. Never believed for a write of REST, nor without an
-    `Origin`.
+    `Origin` that may connect (or `Sec-Fetch-Site: same-origin`).
     """
 
     origins: Annotated[tuple[Annotated[str, BeforeValidator(read_origin)], ...], BeforeValidator(read_list)] = Field(

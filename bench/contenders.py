@@ -57,7 +57,8 @@ def _tocsin_environment(port: int, workers: int, url: str) -> dict[str, str]:
         "TOCSIN_REDIS_URL": url,
         "TOCSIN_LOG_LEVEL": "warning",
         "TOCSIN_PUBLISH_RATE": "0",  # the publishers of a benchmark are the abuse that the limit is for
-        "TOCSIN_FRAME_RATE": "0",  # likewise
+        "TOCSIN_COMMAND_RATE": "0",  # likewise
+        "TOCSIN_FRAME_RATE": "0",
     }
     known = _settings()
     return {name: value for name, value in wanted.items() if not known or name in known}
@@ -111,6 +112,11 @@ CONTENDERS = {
         Contender(
             "tocsin-native-own", "Tocsin, `tocsin.v1`, a channel each", _tocsin, environment=_tocsin_environment,
             speech=(*NATIVE, "-g", '{"type":"subscribe","ref":1,"channel":"bench:%N"%S}'),
+        ),
+        Contender(
+            "tocsin-native-members", "Tocsin, `tocsin.v1`, members", _tocsin, environment=_tocsin_environment,
+            speech=(*NATIVE, "-g",
+                    '{"type":"subscribe","ref":1,"channel":"bench:%C","presence":{"info":{}}%S}'),
         ),
         Contender(
             "floor-send", "C, one `send()` per message and socket", lambda p, _: [str(floor_program()), str(p), "send"],

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import sub, truediv
 from statistics import median
 
-from bench.scenarios import Outcome
+from bench.measure import Outcome
+from bench.scenarios import ABUSES
 
 BUSY = 0.92
 """Share of a core above which the load program counts as the limit, so a rate is a lower bound."""
@@ -33,7 +35,7 @@ def of(outcome: Outcome) -> dict[str, float]:
             found["memory_kb"] = line["memory_kb"]["server"] / count
             continue
         name = line["phase"].rpartition(":")[0]
-        if not line["delivered"]:
+        if not line.get("delivered"):
             continue
         delivered = line["delivered"]
         found |= {
@@ -54,7 +56,7 @@ def of(outcome: Outcome) -> dict[str, float]:
         if "answer_ms" in line:
             found |= {f"{name} answer_{part}": value for part, value in line["answer_ms"].items()}
     found["stolen"] = outcome.stolen
-    found |= _of_stalls(outcome)
+    found |= _of_stalls(outcome) | _of_abuse(outcome) | _of_tokens(outcome) | _of_commands(outcome)
     if outcome.spread:
         found["spread"] = max(outcome.spread) * len(outcome.spread) / sum(outcome.spread)
         found["workers"] = len(outcome.spread)
@@ -81,6 +83,76 @@ def _of_stalls(outcome: Outcome) -> dict[str, float]:
         "stall p99": median(after for _, after in pairs),
         "stall share": median(after / max(1.5 * before, before + 10) for before, after in pairs),
         "stall growth_mb": max(growth) / 1024,
+    }
+
+
+def _of_abuse(outcome: Outcome) -> dict[str, float]:
+    """What an abuser cost the others, each time beside the calm phase before it; of itself a second's sums."""
+    calm: float | None = None
+    rows: list[dict[str, float]] = []
+    for line in outcome.lines:
+        if line["phase"].startswith("rate:"):
+            calm = line["latency_ms"]["p99"]
+        elif line["phase"].startswith("abuse:") and calm is not None:
+            did, seconds, p99 = line["abuse"], line["seconds"], line["latency_ms"]["p99"]
+            rows.append(
+                {
+                    "calm p99": calm,
+                    "abuse p99": p99,
+                    "abuse share": p99 / max(1.5 * calm, calm + 10),
+                    "abuse growth_mb": line["memory_kb"]["server"] / 1024,
+                    "abuse offered": did["offered"] / seconds,
+                    "abuse taken": did["taken"] / seconds,
+                    "abuse opened": did["opened"] / seconds,
+                    "abuse core": did["cpu"] / seconds,
+                    "abuse server_core": line["cpu_seconds"]["server"] / seconds,
+                    "abuse missing": line["missing"],
+                }
+            )
+    if not rows:
+        return {}
+    found = {name: median(row[name] for row in rows) for name in rows[0]}
+    return found | {
+        "abuse growth_mb": max(row["abuse growth_mb"] for row in rows),
+        "abuse missing": sum(row["abuse missing"] for row in rows),
+    }
+
+
+def _of_tokens(outcome: Outcome) -> dict[str, float]:
+    """What clients with tokens cost, each time beside those without one in the same turn."""
+    connect: dict[str, list[float]] = {}
+    deliver: dict[str, list[float]] = {}
+    who = ""
+    for line in outcome.lines:
+        if line["phase"].startswith("as:"):
+            who = line["phase"].split(":")[1]
+            connect.setdefault(who, []).append(line["cpu_seconds"]["server"] * 1e6 / max(line["connections"], 1))
+        elif who and line.get("delivered"):
+            deliver.setdefault(who, []).append(line["cpu_seconds"]["server"] * 1e6 / line["delivered"])
+    found: dict[str, float] = {}
+    for name, values in connect.items():
+        found[f"{name} connect_us"] = median(values)
+        found[f"{name} us"] = median(deliver[name])
+        if name != "anonymous":
+            found[f"{name} more_us"] = median(map(sub, values, connect["anonymous"]))
+            found[f"{name} ratio"] = median(map(truediv, deliver[name], deliver["anonymous"]))
+    return found
+
+
+def _of_commands(outcome: Outcome) -> dict[str, float]:
+    """Commands that each worker sent to Redis a second in the last phase, and CPU."""
+    line = outcome.lines[-1]
+    calls = dict(line.get("commands") or {})
+    seconds = calls.pop("seconds", 0.0)
+    if not seconds or not outcome.spread:
+        return {}
+    workers = len(outcome.spread)
+    found = {f"commands {name}": count / seconds / workers for name, count in calls.items()}
+    return found | {
+        "commands": sum(calls.values()) / seconds / workers,
+        "redis_share": line["cpu_seconds"]["redis"] / line["seconds"],
+        "server_share": line["cpu_seconds"]["server"] / line["seconds"] / workers,
+        "members": outcome.lines[0]["connections"],
     }
 
 
@@ -210,4 +282,17 @@ GOALS = (
          contender="tocsin-native", worst=True),
     Goal("100 stalled: messages missing after they read again", "stalled", "stall:100:20 missing", None, True, 0,
          contender="tocsin-native", worst=True),
+    *(
+        Goal(f"one abuser, {words}: the others' p99, of 1.5x or 10 ms more", f"abuser-{kind}", "abuse share", None,
+             True, 1, "{} of it", contender="tocsin-native")
+        for kind, words in ABUSES.items()
+    ),
+    Goal("CPU per new connection, token in the header, more than anonymous", "authenticated", "header more_us", None,
+         True, 60, "{} us", contender="tocsin-native"),
+    Goal("CPU per new connection, token as subprotocol, more than anonymous", "authenticated", "subprotocol more_us",
+         None, True, 60, "{} us", contender="tocsin-native"),
+    Goal("CPU a delivery to clients with tokens, by anonymous", "authenticated", "header ratio", None, True, 1.1, "{}x",
+         contender="tocsin-native"),
+    Goal("10,000 members: Redis commands a second and worker", "presence", "commands", None, True, 4,
+         contender="tocsin-native-members", worst=True),
 )  # fmt: skip

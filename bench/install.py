@@ -30,6 +30,15 @@ def load_program() -> Path:
     return _compile("load")
 
 
+def abuse_program() -> Path:
+    """The abuser, compiled.
+
+    Raises:
+        Missing: there is no C compiler, or it refused the source.
+    """
+    return _compile("abuse")
+
+
 def floor_program() -> Path:
     """The floors, compiled.
 

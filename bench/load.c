@@ -4,9 +4,12 @@
  *
  * A PHASE is `window:W:SECONDS` (closed loop: at most W messages not yet delivered to all), `rate:R:SECONDS` (R messages
  * a second, at most BEHIND waiting), `stall:N:R:SECONDS` (the same, while N subscribers do not read; they read again when
- * it is over), `return:N:SECONDS` (all subscribers leave, N messages are published, and they return at once, within
- * SECONDS at most) or `idle:SECONDS`. Prints one JSON line when all are connected and one per phase. Every message carries its publisher and a consecutive number, so a subscriber knows what is missing, repeated or out
- * of order. CPU and memory of the processes named by -i are read here, at the edges of the same interval.
+ * it is over), `abuse:KIND:R:SECONDS` (the same, while the program of -A abuses the server), `return:N:SECONDS` (all
+ * subscribers leave, N messages are published, and they return at once, within SECONDS at most), `as:WHO:SECONDS` (all
+ * subscribers leave and return as `anonymous`, or with a token of -T each in the `header` or as `subprotocol`; SECONDS to
+ * rest before and after) or `idle:SECONDS`. Prints one JSON line when all are connected and one per phase. Every message
+ * carries its publisher and a consecutive number, so a subscriber knows what is missing, repeated or out of order. CPU and
+ * memory of the processes named by -i are read here, at the edges of the same interval.
  *
  * Loopback only; ends by itself: each phase, each drain and the whole run have a limit.
  *
@@ -30,6 +33,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -45,6 +49,7 @@
 #define KEY "dGhlIHNhbXBsZSBub25jZQ=="
 
 enum { CONNECTING, UPGRADING, GREETING, OPEN, DEAD };
+enum { ANONYMOUS, HEADER, SUBPROTOCOL };
 
 typedef struct {
   int fd, state, publisher; /* publisher: its number, or -1 */
@@ -73,7 +78,8 @@ typedef struct {
 } group;
 
 static const char *path = "/ws", *publisher_path, *format = "%M", *pong_from, *pong_to, *greetings[8];
-static const char *subprotocol, *welcome, *answer, *since;
+static const char *subprotocol, *welcome, *answer, *since, *abuser, *tokens[16384];
+static int token_count, first_token, credential; /* who subscribers say that they are */
 static char place[128]; /* the position of the newest message, as `since` is followed by it */
 static int receive_buffer, slow, port, subscribers = 100, base, publishers = 1, processes = 1, size = 128, at_once = 200, greeting_count;
 static double settle = 1;
@@ -302,7 +308,7 @@ static void take_frame(connection *c, int opcode, const uint8_t *payload, size_t
   }
 }
 
-/* What a client says first. %N is its number; %S is `since` with the position where all stood when they left, or nothing. */
+/* What a client says first. %N is its number, %C the last two digits of it; %S is `since` with the position where all stood when they left, or nothing. */
 static void greet(connection *c) {
   int resumes = since && place[0];
   for (int i = 0; i < greeting_count; i++) {
@@ -310,6 +316,7 @@ static void greet(connection *c) {
     int n = 0;
     for (const char *at = greetings[i]; *at && n < (int)sizeof text - 160; at++) {
       if (at[0] == '%' && at[1] == 'N') n += sprintf(text + n, "%d", (int)(c - all)), at++;
+      else if (at[0] == '%' && at[1] == 'C') n += sprintf(text + n, "%d", (int)(c - all) % 100), at++;
       else if (at[0] == '%' && at[1] == 'S') n += resumes ? sprintf(text + n, "%s%s\"", since, place) : 0, at++;
       else text[n++] = *at;
     }
@@ -378,7 +385,7 @@ static void begin(connection *c) {
   struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   int one = 1;
-  c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+  c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
   if (c - all < slow) setsockopt(c->fd, SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof receive_buffer);
   c->state = CONNECTING;
@@ -396,13 +403,16 @@ static void upgrade(connection *c) {
     drop(c);
     return;
   }
-  char request[1024];
+  char request[4096];
+  int who = c->publisher >= 0 ? ANONYMOUS : credential;
+  const char *token = who ? tokens[(first_token + (int)(c - all)) % token_count] : "";
   int n = snprintf(request, sizeof request,
                    "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                   "Sec-WebSocket-Key: " KEY "\r\nSec-WebSocket-Version: 13\r\n%s%s%s\r\n",
+                   "Sec-WebSocket-Key: " KEY "\r\nSec-WebSocket-Version: 13\r\n%s%s%s%s%s%s%s%s\r\n",
                    c->publisher >= 0 && publisher_path ? publisher_path : path, port,
                    subprotocol ? "Sec-WebSocket-Protocol: " : "", subprotocol ? subprotocol : "",
-                   subprotocol ? "\r\n" : "");
+                   who == SUBPROTOCOL ? ", tocsin.bearer." : "", who == SUBPROTOCOL ? token : "", subprotocol ? "\r\n" : "",
+                   who == HEADER ? "Authorization: Bearer " : "", who == HEADER ? token : "", who == HEADER ? "\r\n" : "");
   c->state = UPGRADING;
   watch(c, EPOLLIN);
   send_bytes(c, request, (size_t)n);
@@ -529,6 +539,88 @@ static void print_latencies(const char *name, const uint64_t *counts) {
          percentile(counts, 1));
 }
 
+typedef struct {
+  pid_t pid;
+  int said;
+} abuse;
+
+static abuse begin_abuse(const char *kind) {
+  int ends[2];
+  char text[16];
+  snprintf(text, sizeof text, "%d", port);
+  if (pipe(ends)) exit(1);
+  abuse a = {.pid = fork(), .said = ends[0]};
+  if (!a.pid) {
+    dup2(ends[1], 1);
+    execl(abuser, abuser, "-p", text, "-k", kind, (char *)NULL);
+    _exit(127);
+  }
+  close(ends[1]);
+  return a;
+}
+
+/* Ends it and adds what it says it did. */
+static void end_abuse(abuse a, char *said, size_t room) {
+  kill(a.pid, SIGTERM);
+  size_t n = 0;
+  for (ssize_t got; n < room - 1 && (got = read(a.said, said + n, room - 1 - n)) > 0;) n += (size_t)got;
+  said[n] = 0;
+  said[strcspn(said, "\n")] = 0;
+  close(a.said);
+  waitpid(a.pid, NULL, 0);
+}
+
+/* What watched processes use in a second when nothing happens. */
+static void read_rest(double *out) {
+  double before[GROUPS] = {0}, after[GROUPS] = {0}, from = now();
+  read_cpu(before);
+  wait_for(0, 0.5);
+  read_cpu(after);
+  double seconds = now() - from;
+  for (int g = 0; g < GROUPS; g++) out[g] = (after[g] - before[g]) / seconds;
+}
+
+static void leave_all(void) {
+  for (int i = 0; i < subscribers; i++) {
+    close(all[i].fd);
+    free(all[i].rest);
+    all[i].rest = NULL;
+    all[i].rest_bytes = 0;
+    all[i].state = DEAD;
+    mine->open--;
+  }
+}
+
+/* Everybody leaves and returns as somebody else. */
+static void run_as(const char *text, const char *who, double seconds) {
+  double before[GROUPS] = {0}, after[GROUPS] = {0}, rest[GROUPS] = {0}, used[GROUPS] = {0}, ticks0[2], ticks1[2];
+  credential = !strcmp(who, "header") ? HEADER : !strcmp(who, "subprotocol") ? SUBPROTOCOL : ANONYMOUS;
+  if (credential && !token_count) exit(2);
+  if (credential) first_token += subscribers; /* none is shown twice while there are others */
+  leave_all();
+  wait_for(0, seconds);
+  read_rest(rest);
+  read_ticks(ticks0);
+  read_cpu(before);
+  double start = now(), limit = start + CONNECT;
+  for (int next = 0; (next < subscribers || upgrading) && now() < limit;) {
+    while (next < subscribers && upgrading < at_once) begin(&all[next++]);
+    turn(10);
+  }
+  double connected = now();
+  wait_for(0, seconds);
+  read_cpu(after);
+  read_ticks(ticks1);
+  double settled = now();
+  for (int g = 0; g < group_count; g++) used[g] = after[g] - before[g] - rest[g] * (settled - start);
+  printf("{\"phase\":\"%s\",\"seconds\":%.4f,\"connections\":%llu,\"failed\":%llu,\"delivered\":0,\"stolen\":%.3f", text,
+         connected - start, (unsigned long long)(SUM(open) - (uint64_t)publishers),
+         (unsigned long long)((uint64_t)(subscribers + publishers) - SUM(open)), stolen(ticks0, ticks1));
+  print_groups("cpu_seconds", used);
+  printf("}\n");
+  fflush(stdout);
+}
+
 /* Everybody leaves, misses messages, and returns. */
 static void run_return(const char *text, int count, double seconds) {
   uint64_t live = (uint64_t)subscribers, got = SUM(delivered), wrong = SUM(disordered), from_answers = answered;
@@ -539,11 +631,7 @@ static void run_return(const char *text, int count, double seconds) {
   while (SUM(delivered) - got < live && now() < limit) turn(10);
   noting = 0;
   got += live;
-  for (int i = 0; i < subscribers; i++) {
-    close(all[i].fd);
-    all[i].state = DEAD;
-    mine->open--;
-  }
+  leave_all();
   for (int i = 0; i < count; i++) publish();
   limit = now() + DRAIN;
   while (answered - from_answers < (uint64_t)count + 1 && now() < limit) turn(10);
@@ -583,7 +671,13 @@ static void run_phase(const char *text) {
     run_return(text, missed, seconds);
     return;
   }
-  if (sscanf(text, "window:%d:%lf", &window, &seconds) != 2 && sscanf(text, "rate:%lf:%lf", &rate, &seconds) != 2 &&
+  char who[32], kind[32] = "", said[512] = "";
+  if (sscanf(text, "as:%31[a-z]:%lf", who, &seconds) == 2) {
+    run_as(text, who, seconds);
+    return;
+  }
+  if (sscanf(text, "abuse:%31[a-z]:%lf:%lf", kind, &rate, &seconds) != 3 &&
+      sscanf(text, "window:%d:%lf", &window, &seconds) != 2 && sscanf(text, "rate:%lf:%lf", &rate, &seconds) != 2 &&
       sscanf(text, "stall:%d:%lf:%lf", &stalled, &rate, &seconds) != 3 && sscanf(text, "idle:%lf", &seconds) != 1) {
     fprintf(stderr, "bad phase %s\n", text);
     exit(2);
@@ -597,7 +691,9 @@ static void run_phase(const char *text) {
   for (int p = 0; p < processes; p++) memset((void *)shared->tallies[p].latency, 0, sizeof mine->latency);
   memset(mine->answers, 0, sizeof mine->answers);
   uint64_t had_answers = answered;
-  if (stalled) read_memory(memory0);
+  abuse abused = {0};
+  if (*kind && !abuser) exit(2);
+  if (stalled || *kind) read_memory(memory0);
   let_read(stalled, 0);
   for (;;) {
     double t = now();
@@ -609,6 +705,7 @@ static void run_phase(const char *text) {
       read_load(load0);
       read_ticks(ticks0);
       wall = t;
+      if (*kind) abused = begin_abuse(kind);
     }
     if (t >= end) break;
     if (live && (window || rate > 0)) {
@@ -627,11 +724,12 @@ static void run_phase(const char *text) {
   }
   shared->measuring = 0;
   read_ticks(ticks1);
-  if (stalled) read_memory(memory1);
-  let_read(stalled, 1);
   read_cpu(cpu1);
   read_load(load1);
   wall = now() - wall;
+  if (stalled || *kind) read_memory(memory1);
+  let_read(stalled, 1);
+  if (*kind) end_abuse(abused, said, sizeof said);
   uint64_t delivered = SUM(delivered) - from_delivered, messages = published - from_published;
   uint64_t latency[BUCKETS] = {0};
   for (int p = 0; p < processes; p++)
@@ -651,7 +749,8 @@ static void run_phase(const char *text) {
     printf(",\"unanswered\":%lld", (long long)(published - first - (answered - had_answers)));
   }
   print_groups("cpu_seconds", used);
-  if (stalled) {
+  if (*kind) printf(",\"abuse\":%s", *said ? said : "null");
+  if (stalled || *kind) {
     for (int g = 0; g < group_count; g++) used[g] = (double)(memory1[g] - memory0[g]);
     print_groups("memory_kb", used);
   }
@@ -716,9 +815,20 @@ static void add_group(char *text) {
     g->pids[g->count++] = atoi(pid);
 }
 
+static int read_tokens(const char *file) {
+  FILE *f = fopen(file, "r");
+  char line[2048];
+  while (f && fgets(line, sizeof line, f) && token_count < (int)(sizeof tokens / sizeof *tokens)) {
+    line[strcspn(line, "\n")] = 0;
+    tokens[token_count++] = strdup(line);
+  }
+  if (f) fclose(f);
+  return token_count;
+}
+
 int main(int count, char **arguments) {
   int option;
-  while ((option = getopt(count, arguments, "p:u:U:n:b:P:j:s:f:g:k:c:i:t:r:w:a:S:B:")) != -1) switch (option) {
+  while ((option = getopt(count, arguments, "p:u:U:n:b:P:j:s:f:g:k:c:i:t:r:w:a:S:B:A:T:")) != -1) switch (option) {
       case 'p': port = atoi(optarg); break;
       case 'u': path = optarg; break;
       case 'U': publisher_path = optarg; break;             /* where publishers have a path of their own */
@@ -735,6 +845,8 @@ int main(int count, char **arguments) {
       case 'a': answer = optarg; break;                     /* what stands before %R in the answer to a publish */
       case 'S': since = optarg; break;                      /* what stands before a position in a greeting, as %S */
       case 'B': if (sscanf(optarg, "%d:%d", &slow, &receive_buffer) != 2) return 2; break; /* SO_RCVBUF of the first */
+      case 'A': abuser = optarg; break;                     /* the program of `abuse` phases */
+      case 'T': if (!read_tokens(optarg)) return 2; break;  /* a file of tokens, one a line, for `as` phases */
       case 'c': at_once = atoi(optarg); break;              /* handshakes under way */
       case 'i': add_group(optarg); break;                   /* processes to watch: -i server=12,13 */
       case 't': settle = atof(optarg); break;               /* seconds between the last handshake and the reading */
@@ -747,9 +859,10 @@ int main(int count, char **arguments) {
   }
   double seconds = 2 * CONNECT + settle + 1;
   for (int i = optind; i < count; i++) {
-    if (processes > 1 && (!strncmp(arguments[i], "stall", 5) || !strncmp(arguments[i], "return", 6))) return 2;
+    if (processes > 1 && (!strncmp(arguments[i], "stall", 5) || !strncmp(arguments[i], "return", 6) ||
+                          !strncmp(arguments[i], "as:", 3))) return 2;
     char *last = strrchr(arguments[i], ':');
-    seconds += WARM + DRAIN + 1 + (last ? atof(last + 1) : 0);
+    seconds += WARM + DRAIN + 1 + (last ? 2 * atof(last + 1) : 0);
   }
   alarm((unsigned)seconds);
   struct rlimit files;

@@ -17,8 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from bench import figures
 from bench.contenders import CONTENDERS, Contender
 from bench.install import HERE, WORK, Missing, load_program
-from bench.report import goals, machine, merge, number, write
-from bench.scenarios import SCENARIOS, Outcome, Scenario, measure
+from bench.measure import Outcome, measure
+from bench.report import machine, merge, write
+from bench.scenarios import ABUSES, SCENARIOS, Scenario
+from bench.tables import goals, number
 
 Step = tuple[int, Scenario, Contender]
 
@@ -31,6 +33,9 @@ HEADLINES = {
     "answers": ("rate:1000 answer_p99", "ms answer p99"),
     "return": ("return:50 seconds", "s until all are whole"),
     "stalled": ("stall share", "of the p99 that the others are allowed"),
+    **{f"abuser-{kind}": ("abuse share", "of the p99 that the others are allowed") for kind in ABUSES},
+    "authenticated": ("header more_us", "us more for a connection with a token"),
+    "presence": ("commands", "commands a second and worker"),
 }
 
 
@@ -74,7 +79,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--only", nargs="+", metavar="NAME", default=[], choices=[*SCENARIOS, *CONTENDERS],
         help=f"scenarios ({', '.join(SCENARIOS)}) and contenders ({', '.join(CONTENDERS)})",
     )  # fmt: skip
-    parser.add_argument("--rounds", type=int, help="3 where nothing is said; workers and crowd run in all of them")
+    parser.add_argument(
+        "--rounds", type=int, help="3 where nothing is said, and 1 of a scenario that has several in it"
+    )
     parser.add_argument("--output", type=Path, help="folder for the results; bench/results only for a whole run")
     parser.add_argument(
         "--merge", action="store_true",
@@ -95,12 +102,15 @@ QUICK = {
 
 def plan(options: argparse.Namespace) -> list[Step]:
     """All steps in order. Each round begins with another contender, so that none has the best place every time."""
-    rounds = options.rounds or (1 if options.quick else 3)
+    asked = options.rounds or (1 if options.quick else None)
     scenarios = [name for name in SCENARIOS if name in options.only] or list(QUICK if options.quick else SCENARIOS)
     chosen = {name for name in CONTENDERS if name in options.only}
     steps: list[Step] = []
-    for round_number in range(1, rounds + 1):
+    for round_number in range(1, max(asked or SCENARIOS[name].rounds for name in scenarios) + 1):
         for name in scenarios:
+            rounds = asked or SCENARIOS[name].rounds
+            if round_number > rounds:
+                continue
             scenario = SCENARIOS[name].shortened() if options.quick else SCENARIOS[name]
             usual = QUICK.get(name, scenario.contenders) if options.quick else scenario.contenders
             taking = [contender for contender in scenario.contenders if contender in (chosen or usual)]

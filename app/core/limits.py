@@ -24,16 +24,17 @@ class Rate:
         Args:
             full_at: the state; 0.0 to begin with.
             now: seconds of a clock that only goes forward.
-            amount: how much; more than the whole burst counts as the burst, or it would never be allowed.
+            amount: how much. More than the whole burst is let through when the bucket is full, or it never would be,
+                and is paid for afterwards.
 
         Returns:
             The new state, and 0.0, or the seconds after which it will be there (nothing was taken then).
         """
         if not self.rate:
             return full_at, 0.0
-        after = max(full_at, now) + min(amount, self.burst) / self.rate
-        wait = after - now - self.burst / self.rate
-        return (full_at, wait) if wait > 1e-9 else (after, 0.0)
+        begin = max(full_at, now)
+        wait = begin - now + (min(amount, self.burst) - self.burst) / self.rate
+        return (full_at, wait) if wait > 1e-9 else (begin + amount / self.rate, 0.0)
 
     def owe(self, full_at: float, now: float, amount: float = 1.0) -> tuple[float, float]:
         """Take `amount` in any case. Returns the new state and the seconds until the debt is paid, 0.0 without one."""
@@ -72,7 +73,7 @@ class Meter:
     used. May be shared.
     """
 
-    __slots__ = ("_command", "_publish", "_rates", "_refusal", "_tally")
+    __slots__ = ("__weakref__", "_command", "_publish", "_rates", "_refusal", "_tally")
 
     def __init__(self, rates: Rates, tally: Tally) -> None:
         self._rates = rates

@@ -255,6 +255,10 @@ class NativeSession:
             return Disconnect(Close.ABUSE, "far beyond the rate that is allowed here, again and again")
         return Say(Refused(RateLimited("too fast: slow down", retry_after=round(wait, 3)), ref))
 
+    def attends(self, channel: str) -> bool:
+        """Whether it asked for presence in a channel, and may have it."""
+        return self._subscribed.get(channel, False)
+
     def on_outcome(self, outcome: Published | TocsinError, ref: Ref) -> Effect:
         """How a publish ended."""
         if isinstance(outcome, TocsinError):

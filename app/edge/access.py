@@ -11,7 +11,6 @@ import hmac
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from app.core.errors import BadRequest, Forbidden, Unauthorized
 from app.core.identity import ApiKey, Identity
@@ -24,6 +23,8 @@ NOT_LOOPBACK = (
     "let everyone in with TOCSIN_ALLOW_ANONYMOUS=true"
 )
 _NAMES = frozenset({b"host", b"origin", b"x-api-key", b"authorization", b"cookie", b"sec-fetch-site"})
+_RELAYED = frozenset({b"forwarded", b"via", b"x-real-ip"})
+"""What proxies add (RFC 9110 section 7.6.3, RFC 7239), besides X-Forwarded-*."""
 _ANONYMOUS = Identity()
 _MASTER = Identity(admin=True)
 """Who comes in while only this machine may."""
@@ -60,13 +61,16 @@ class Access:
         """The loopback rule, for whatever is not a question about health.
 
         Raises:
-            Forbidden: nothing is configured, and the request did not come to this machine's loopback, by its name.
+            Forbidden: nothing is configured, and the request did not come to this machine's loopback, by its name, and
+                from no proxy.
         """
         if self.sheltered:
             host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
             server = scope.get("server")
             if not server or not is_loopback(str(server[0])) or not is_loopback_name(host):
                 raise Forbidden(NOT_LOOPBACK)
+            if any(name in _RELAYED or name.startswith(b"x-forwarded-") for name, _ in scope["headers"]):
+                raise Forbidden(f"this request came through a proxy: {NOT_LOOPBACK}")
 
     async def identify(self, scope: Mapping[str, Any], offered: Sequence[str] = (), *, cookie: bool = True) -> Identity:
         """Who sent an admitted request.
@@ -93,12 +97,12 @@ class Access:
                 else:
                     found[name] = text
         if b"origin" in found:
-            self._require_origin(found[b"origin"], found.get(b"host", ""))
+            self._require_origin(found[b"origin"], found.get(b"host", ""), scope.get("scheme", ""))
         shown = [found[b"x-api-key"]] if b"x-api-key" in found else []
         tokens = [name[len(BEARER) :] for name in offered if name.startswith(BEARER)]
-        scheme, _, rest = found.get(b"authorization", "").partition(" ")
+        scheme, *rest = found.get(b"authorization", "").split(None, 1)[:2] or [""]
         if scheme.lower() == "bearer":
-            tokens.append(rest.strip())
+            tokens.append(rest[0].strip() if rest else "")
         if len(shown) + len(tokens) > 1:
             raise BadRequest("give one credential: an API key or a token, in one place")
         if shown:
@@ -154,11 +158,15 @@ class Access:
             raise Unauthorized("this API key is not known")
         return Identity.of_key(found)
 
-    def _require_origin(self, origin: str, host: str) -> None:
-        if origin != "null":
-            parts = urlsplit(origin.lower())
-            if parts.netloc == host.lower() or origin.lower() in self.origins:
+    def _require_origin(self, origin: str, host: str, scheme: str) -> None:
+        origin = origin.lower()
+        if origin in self.origins:
+            return
+        begins, _, name = origin.partition("://")
+        # A page that came unencrypted may be anybody's; the other way round a proxy has ended TLS.
+        if begins == "https" or (begins == "http" and scheme in {"http", "ws"}):
+            if name and name == host.lower():
                 return
-            if self.sheltered and is_loopback_name(parts.netloc):
+            if self.sheltered and is_loopback_name(name):
                 return
         raise Forbidden("this web origin may not connect: list it in TOCSIN_ORIGINS")

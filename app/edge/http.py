@@ -19,12 +19,11 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.brokers import Broker
-from app.core.errors import BadRequest, Code, Forbidden, RateLimited, TocsinError, TooLarge
+from app.core.errors import BadRequest, Code, Forbidden, TocsinError, TooLarge
 from app.core.identity import Identity, rule_for
-from app.core.limits import Meter
 from app.core.messages import ChannelRule, Draft, Kind, Position, Published, Verb, check_channel
-from app.edge.access import Access
 from app.edge.answers import json, refusal
+from app.edge.gate import caller
 from app.edge.models import (
     CHANNEL_FORM,
     CURSOR_FORM,
@@ -44,7 +43,7 @@ from app.edge.models import (
     PublishedModel,
     Revoke,
 )
-from app.engine.admissions import LEEWAY_SECONDS, Admissions
+from app.engine.admissions import LEEWAY_SECONDS
 from app.engine.presence import Presence
 from app.engine.refusals import Refusals
 from app.engine.worker import Worker
@@ -98,17 +97,14 @@ class Rest:
     Attributes:
         max_message: bytes of a message at most; base64 counts as encoded.
         presence: who is where.
-        admissions: the rates.
         refusals: revocations.
     """
 
-    access: Access
     rules: Sequence[ChannelRule]
     broker: Broker
     worker: Worker
     max_message: int
     presence: Presence
-    admissions: Admissions
     refusals: Refusals
 
     def router(self, connect: Callable[[Request], Awaitable[None]]) -> APIRouter:
@@ -132,12 +128,11 @@ class Rest:
             idempotency_key: Annotated[Key | Absent, Header()] = None,
         ) -> Response:
             """Publish one message. It is in the log before the answer, and on its way to every subscriber."""
-            identity = await self.access.identify(request.scope, cookie=False)
+            identity = caller(request).identity
             if idempotency_key is not None:
                 if body.key not in {None, idempotency_key}:
                     raise BadRequest("`key` and Idempotency-Key differ")
                 body.key = idempotency_key
-            self._slow_down(self._meter(request, identity), 1)
             outcome = await self._store(self._draft(identity, channel, body))
             if isinstance(outcome, TocsinError):
                 raise outcome
@@ -146,8 +141,8 @@ class Rest:
         @router.post("/messages", response_model=BatchResults, tags=["messages"])
         async def publish_batch(request: Request, body: Batch) -> Response:
             """Publish up to 1,000 messages, in order. Each succeeds or fails by itself."""
-            identity = await self.access.identify(request.scope, cookie=False)
-            self._slow_down(self._meter(request, identity), len(body.messages))
+            identity = caller(request).identity
+            caller(request).charge(len(body.messages) - 1)  # one is charged at the gate
             outcomes = await asyncio.gather(*(self._store_checked(identity, item) for item in body.messages))
             results = [
                 {"error": native.error_object(outcome)} if isinstance(outcome, TocsinError) else _published(outcome)
@@ -169,7 +164,7 @@ class Rest:
             limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         ) -> Response:
             """Read the log: with `since` the first messages after it, else the newest ones; ascending."""
-            await self._admit_read(request, Verb.HISTORY, channel)
+            self._require(caller(request).identity, Verb.HISTORY, channel)
             extract = await self.broker.extract(
                 channel,
                 None if since is None else Position.parse(since),
@@ -183,7 +178,7 @@ class Rest:
         @router.delete("/channels/{channel}/messages", status_code=204, tags=["administration"])
         async def clear(request: Request, channel: ChannelPath) -> Response:
             """Forget the log of a channel. Its subscribers are told. Needs an API key with `admin`."""
-            await self._require_admin(request)
+            _require_admin(request)
             self._rule(channel)
             await self.broker.clear(channel)
             return Response(status_code=204)
@@ -195,7 +190,7 @@ class Rest:
             cursor: Annotated[str, Query(max_length=128)] = "",
         ) -> Response:
             """Channels with a subscriber on any worker. Needs an API key with `admin`."""
-            await self._require_admin(request)
+            _require_admin(request)
             found, following = await self.worker.channels(prefix, cursor)
             listed = [{"channel": name, "subscribers": count} for name, count in found]
             return json(200, {"channels": listed, "cursor": following})
@@ -210,7 +205,7 @@ class Rest:
             ] = None,
         ) -> Response:
             """Who is in a channel. Members that come or go between two pages may be missed, or come twice."""
-            await self._admit_read(request, Verb.PRESENCE, channel)
+            self._require(caller(request).identity, Verb.PRESENCE, channel)
             return json(200, native.members_object(await self.presence.members(channel, limit, cursor)))
 
         @router.post("/users/{user:path}/disconnect", status_code=202, responses=_NOBODY, tags=["administration"])
@@ -218,14 +213,14 @@ class Rest:
             """Close all sockets of a user, on every worker, with 4403, and refuse it for `refuse_seconds`. Needs an API
             key with `admin`.
             """
-            await self._require_admin(request)
+            _require_admin(request)
             await self.refusals.refuse_user(user, body.refuse_seconds)
             return json(202, {})
 
         @router.post("/tokens/{jti:path}/revoke", status_code=202, responses=_NOBODY, tags=["administration"])
         async def revoke(request: Request, jti: TokenPath, body: Revoke) -> Response:
             """Refuse one token, and close its sockets with 4403 on every worker. Needs an API key with `admin`."""
-            await self._require_admin(request)
+            _require_admin(request)
             until = time.time() + REVOKED_SECONDS if body.expires_at is None else body.expires_at + LEEWAY_SECONDS
             await self.refusals.refuse_token(jti, until)
             return json(202, {})
@@ -251,32 +246,6 @@ class Rest:
         rule = self._rule(channel)
         identity.require(verb, channel, rule)
         return rule
-
-    async def _require_admin(self, request: Request) -> None:
-        identity = await self.access.identify(request.scope, cookie=False)
-        if not identity.admin:
-            raise Forbidden("administration needs an API key with `admin`")
-
-    async def _admit_read(self, request: Request, verb: Verb, channel: str) -> None:
-        identity = await self.access.identify(request.scope)
-        self._require(identity, verb, channel)
-        meter = self._meter(request, identity)
-        if meter is not None:
-            now = asyncio.get_running_loop().time()
-            _refuse_for(meter, meter.command(now), now)
-
-    def _meter(self, request: Request, identity: Identity) -> Meter | None:
-        """What a user does by REST counts with what its sockets do; an anonymous caller is known by its address. One
-        that may administer has no limits.
-        """
-        client = request.scope.get("client")
-        return None if identity.admin else self.admissions.meter(identity, client[0] if client else "")
-
-    @staticmethod
-    def _slow_down(meter: Meter | None, messages: int) -> None:
-        if meter is not None:
-            now = asyncio.get_running_loop().time()
-            _refuse_for(meter, meter.publish(now, messages), now)
 
     def _draft(self, identity: Identity, channel: str, body: Body) -> Draft:
         rule = self._require(identity, Verb.PUBLISH, channel)
@@ -315,10 +284,9 @@ class Rest:
         return await self._store(draft)
 
 
-def _refuse_for(meter: Meter, wait: float, now: float) -> None:
-    if wait:
-        meter.refuse(now)
-        raise RateLimited("too fast: slow down", retry_after=round(wait, 3))
+def _require_admin(request: Request) -> None:
+    if not caller(request).identity.admin:
+        raise Forbidden("administration needs an API key with `admin`")
 
 
 def _published(outcome: Published) -> dict[str, Any]:

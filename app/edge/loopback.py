@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from functools import lru_cache
-from urllib.parse import urlsplit
+
+_NAME = re.compile(r"(?:localhost|(?:[a-z0-9-]+\.)+localhost|([0-9.]+)|\[([0-9a-f:.]+)\])(?::[0-9]{1,5})?\Z")
 
 
 @lru_cache(maxsize=256)
@@ -19,8 +21,23 @@ def is_loopback(address: str) -> bool:
 @lru_cache(maxsize=256)
 def is_loopback_name(host: str) -> bool:
     """Whether a Host header names the loopback: `localhost`, a loopback address, each with or without a port."""
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
+    found = _NAME.match(host.lower())
+    if found is None:
         return False
-    return name == "localhost" or name.endswith(".localhost") or is_loopback(name)
+    address = found[1] or found[2]
+    return address is None or is_loopback(address)
+
+
+@lru_cache(maxsize=4096)
+def network_of(address: str) -> str:
+    """What counts as one place: an IPv4 address, or the network of 64 bits in which an IPv6 address is, since whoever
+    has one address there has them all (RFC 6177).
+    """
+    if ":" not in address:
+        return address
+    try:
+        parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    mapped = parsed.ipv4_mapped
+    return str(mapped) if mapped is not None else str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))

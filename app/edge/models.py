@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 from pydantic.config import JsonDict
 from pydantic.json_schema import SkipJsonSchema
 
@@ -49,7 +49,7 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="ignore", json_schema_extra=_ONE_CONTENT)
 
-    data: JsonValue = Field(default=None, description="Any JSON value.", examples=[{"text": "hi"}])
+    data: Any = Field(default=None, description="Any JSON value.", examples=[{"text": "hi"}])
     base64: str | None = Field(
         default=None, description="Binary content instead of `data`.", examples=["AAE="], json_schema_extra=_BASE64_FORM
     )
@@ -75,7 +75,7 @@ class Addressed(Body):
 class Batch(BaseModel):
     """Up to 1,000 messages; each one is checked and answered by itself."""
 
-    messages: list[JsonValue] = Field(
+    messages: list[Any] = Field(
         max_length=1000,
         description="Objects with `channel` and what publishing one takes.",
         examples=[[{"channel": "room:42", "data": {"text": "hi"}, "key": "order-7c0e4b1a9d52"}]],

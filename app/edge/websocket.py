@@ -23,6 +23,7 @@ from app.core.messages import ChannelRule, Position, Subscribe, Verb, Welcome, c
 from app.core.session import NativeSession, PlainSession
 from app.edge.access import Access
 from app.edge.answers import answer
+from app.edge.loopback import network_of
 from app.engine.admissions import Admissions
 from app.engine.catchup import CatchUp
 from app.engine.connection import Connection
@@ -104,7 +105,7 @@ class WebSocketEdge:
         codec, subprotocol = negotiate(offered, (self.plain, self.native))
         identity = await self.access.identify(scope, offered)
         client = scope.get("client")
-        request = Request(identity, codec, subprotocol, address=client[0] if client else "")
+        request = Request(identity, codec, subprotocol, address=network_of(client[0]) if client else "")
         if codec is self.plain:
             request = self._check_plain(request, query)
         if self.roster.draining:
@@ -113,7 +114,7 @@ class WebSocketEdge:
             raise Unavailable("this worker is full", retry_after=5.0)
         if self.problems():
             raise Unavailable("the service is not ready", retry_after=1.0)
-        self.admissions.check(identity, request.address, asyncio.get_running_loop().time())
+        self.admissions.check(identity, request.address)
         return request
 
     def _check_plain(self, request: Request, query: Mapping[str, str]) -> Request:
@@ -133,13 +134,17 @@ class WebSocketEdge:
         """Serve one upgrade. What is under way counts against the capacity."""
         websocket = WebSocket(scope, receive, send)
         try:
+            client = scope.get("client")
+            self.admissions.knock(network_of(client[0]) if client else "", asyncio.get_running_loop().time())
             request = await self.check(scope, websocket.query_params, scope.get("subprotocols", ()))
             self.roster.opening += 1
+            self.admissions.begin(request.identity, request.address)
             try:
                 start = self._start_native if request.subscribe is None else self._start_plain
                 drive = await start(websocket, request, receive, send)
             finally:
                 self.roster.opening -= 1
+                self.admissions.end(request.identity, request.address)
         except TocsinError as error:
             self.admissions.refused += 1
             await deny(websocket, error)

@@ -9,6 +9,7 @@ import heapq
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import orjson
 import structlog
@@ -25,7 +26,8 @@ LEEWAY_SECONDS = 10.0
 _TTL_MS = 4000
 _TOLD = 1000
 """Addresses and users that a worker tells the others about: those with the most connections."""
-_METERS = 10_000
+_RECENT = 10_000
+"""Users, and addresses, whose rates are remembered though they have no connection."""
 
 
 class Peer(Protocol):
@@ -66,7 +68,8 @@ class Admissions:
 
     Attributes:
         expired: connections closed because their token had ended.
-        turned_away: upgrades refused by a limit of connections.
+        refused: upgrades that were refused, for whatever reason.
+        turned_away: those refused by a limit of connections or of their rate.
     """
 
     def __init__(
@@ -94,7 +97,9 @@ class Admissions:
         self._ending: dict[int, dict[Peer, None]] = {}
         self._ended = int(clock())
         self._tally = Tally()
-        self._meters: OrderedDict[str, Meter] = OrderedDict()
+        self._meters: WeakValueDictionary[tuple[bool, str], Meter] = WeakValueDictionary()
+        self._by_user: OrderedDict[str, Meter] = OrderedDict()
+        self._by_address: OrderedDict[str, Meter] = OrderedDict()
         self._upgrades: OrderedDict[str, float] = OrderedDict()
         self._asking = False
         self.expired = 0
@@ -113,20 +118,28 @@ class Admissions:
 
     # -- limits
 
-    def check(self, identity: Identity, address: str, now: float) -> None:
-        """Whether one more connection is within the limits; `now` in seconds of a monotonic clock.
+    def knock(self, address: str, now: float) -> None:
+        """An upgrade is asked for; `now` in seconds of a monotonic clock.
+
+        Raises:
+            RateLimited: too many from this address.
+        """
+        if not self._connects.rate:
+            return
+        full_at, wait = self._connects.take(self._upgrades.pop(address, 0.0), now)
+        self._upgrades[address] = full_at
+        if len(self._upgrades) > _RECENT:
+            self._upgrades.popitem(last=False)
+        if wait:
+            self.turned_away += 1
+            raise RateLimited("too many connections in a short time from this address", retry_after=wait)
+
+    def check(self, identity: Identity, address: str) -> None:
+        """Whether one more connection is within the limits.
 
         Raises:
             RateLimited: it is not.
         """
-        if self._connects.rate:
-            full_at, wait = self._connects.take(self._upgrades.pop(address, 0.0), now)
-            self._upgrades[address] = full_at
-            if len(self._upgrades) > _METERS:
-                self._upgrades.popitem(last=False)
-            if wait:
-                self.turned_away += 1
-                raise RateLimited("too many connections in a short time from this address", retry_after=wait)
         user = identity.user
         if self._per_address and self._addresses[address] + self._elsewhere[0][address] >= self._per_address:
             self.turned_away += 1
@@ -141,31 +154,46 @@ class Admissions:
         """
         if not self._limited or not identity.rated:
             return None
-        if identity.user is None and address is None:
-            return Meter(self._rates, self._tally)
-        name = f"user/{identity.user}" if identity.user is not None else f"address/{address}"
-        meter = self._meters.pop(name, None) or Meter(self._rates, self._tally)
-        self._meters[name] = meter
-        if len(self._meters) > _METERS:
-            self._meters.popitem(last=False)
+        if identity.user is not None:
+            return self._shared(self._by_user, identity.user)
+        return Meter(self._rates, self._tally) if address is None else self._shared(self._by_address, address)
+
+    def _shared(self, recent: OrderedDict[str, Meter], name: str) -> Meter:
+        """One that is held by a connection, or was asked for lately, or a new one."""
+        key = (recent is self._by_user, name)
+        meter = self._meters.get(key)
+        if meter is None:
+            meter = self._meters[key] = Meter(self._rates, self._tally)
+        recent[name] = meter
+        recent.move_to_end(name)
+        if len(recent) > _RECENT:
+            recent.popitem(last=False)
         return meter
 
     # -- connections
 
+    def begin(self, identity: Identity, address: str | None) -> None:
+        """An upgrade that will be a connection counts as one, until `end`."""
+        if address is not None and self._per_address:
+            self._addresses[address] += 1
+        if identity.user is not None and self._per_user:
+            self._users[identity.user] += 1
+
+    def end(self, identity: Identity, address: str | None) -> None:
+        """It is under way no more."""
+        if address is not None and self._per_address:
+            _lessen(self._addresses, address)
+        if identity.user is not None and self._per_user:
+            _lessen(self._users, identity.user)
+
     def enter(self, peer: Peer) -> None:
         """A connection has begun."""
-        if peer.address is not None:
-            self._addresses[peer.address] += 1
-        if peer.identity.user is not None:
-            self._users[peer.identity.user] += 1
+        self.begin(peer.identity, peer.address)
         self.renew(peer)
 
     def leave(self, peer: Peer) -> None:
         """It has ended."""
-        if peer.address is not None:
-            _lessen(self._addresses, peer.address)
-        if peer.identity.user is not None:
-            _lessen(self._users, peer.identity.user)
+        self.end(peer.identity, peer.address)
         self._unlist(peer)
 
     def renew(self, peer: Peer) -> None:
@@ -187,9 +215,9 @@ class Admissions:
     def turn(self) -> None:
         """Once a second: close whose token has ended."""
         now = int(self._clock())
-        late = now - self._ended > len(self._ending)
-        due = [at for at in self._ending if at <= now] if late else list(range(self._ended + 1, now + 1))
-        self._ended = max(self._ended, now)
+        jumped = not 0 <= now - self._ended <= 60
+        due = [at for at in self._ending if at <= now] if jumped else list(range(self._ended + 1, now + 1))
+        self._ended = now
         for second in due:
             for peer in self._ending.pop(second, {}):
                 peer.closes_at = 0

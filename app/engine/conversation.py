@@ -161,7 +161,7 @@ class NativeConnection(Connection):
             case Extract(command) | Survey(command):
                 self._ask(command, UNDER_WAY)
             case Verify(command):
-                self._ask(command, 1)
+                self._ask(command, UNDER_WAY)  # two at once could end in the wrong order
             case Disconnect():
                 self._write_answers()
                 super()._perform(effect)
@@ -208,10 +208,11 @@ class NativeConnection(Connection):
                 resumed, follower = await self._catchup.resume(channel, command.since)
             else:
                 resumed, follower = await self._catchup.begin(channel, command.history)
-            present = await self._attend(command) if command.watch else None
+            present = await self._attend(command)
             if self._is_opening(command):
                 held = False
                 self._perform(self.session.on_opened(command, resumed, present))
+                self._presence.begin(command.channel, self)
                 self.hear(channel, follower)
         except TocsinError as error:
             self._fail(command, error)
@@ -221,17 +222,24 @@ class NativeConnection(Connection):
                     self._stay_away(command.channel)
                 self._hub.release(channel)
 
-    async def _attend(self, command: Subscribe) -> PresencePage:
+    def _attends(self, command: Subscribe) -> bool:
+        """Whether presence is still asked for, and allowed: meanwhile the client may have left, or its right ended."""
+        opening = self._opening.get(command.channel) if self._opening else None
+        return not self.closed and opening is command and self.session.attends(command.channel)
+
+    async def _attend(self, command: Subscribe) -> PresencePage | None:
         """Be told of who joins and leaves, be a member if asked for, and see who is there."""
-        channel = command.channel
+        channel, client = command.channel, self.session.client
+        if not self._attends(command):
+            return None
         if self._attending is None:
             self._attending = set()
         self._attending.add(channel)
         self._presence.watch(channel, self)
         if command.info is not None:
-            client = self.session.client
             await self._presence.enter(channel, client, self.identity.user or client, command.info)
-        return await self._presence.members(channel, MEMBERS, None)
+        page = await self._presence.members(channel, MEMBERS, None) if self._attends(command) else None
+        return page if self._attends(command) else None
 
     def _stay_away(self, channel: str) -> None:
         """Be no member of a channel any more, and watch nobody there."""

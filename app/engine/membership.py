@@ -33,7 +33,9 @@ BATCH = 500
 ROOMS = 64
 """Rooms written at once."""
 ASSERT_SECONDS = 60
-"""In which each member is looked for in the store once."""
+"""In which each member is looked for in the store once, and each room is noted again."""
+LOOK_SECONDS = 2
+"""How often some of the members are looked for: a command each time, however few they are."""
 REMEMBER_SECONDS = 60.0
 """For which leaves are remembered: the store may lose what it has taken, or take what was given up for lost."""
 REPEAT_SECONDS = 10.0
@@ -133,6 +135,7 @@ class Membership:
         self._repeat_at = 0.0
         self._looking: list[list[tuple[Room, Attendee]]] = []
         self._look_busy = False
+        self._ticks = 0
         self.local = 0
         self.joins = 0
         self.leaves = 0
@@ -229,6 +232,7 @@ class Membership:
         now = asyncio.get_running_loop().time()
         self._doubtful_until = now + DOUBT_SECONDS
         self._repeat_at = 0.0
+        self._looking = []  # from the beginning, with all rooms
         for room in self._rooms.values():
             room.registered = False
 
@@ -287,22 +291,27 @@ class Membership:
         """Once a second: try again what has failed, and look whether some of the members are still known."""
         self._forget()
         self._schedule()
-        if self._may_write and not self._look_busy and self.local:
+        self._ticks += 1
+        if self._may_write and not self._look_busy and self.local and self._ticks % LOOK_SECONDS == 0:
+            rooms: list[str] = []
             if not self._looking:
+                rooms = [room.name for room in self._rooms.values() if room.here]
                 everyone = [(room, one) for room in self._rooms.values() for one in room.here.values()]
-                self._looking = spread(everyone, ASSERT_SECONDS)
+                self._looking = spread(everyone, max(1, ASSERT_SECONDS // LOOK_SECONDS))
             turn = [(room, one) for room, one in self._looking.pop() if self._stands(room, one)]
-            if turn:
+            if turn or rooms:
                 self._look_busy = True
-                self._spawn(self._look(turn))
+                self._spawn(self._look(turn, rooms))
 
-    async def _look(self, turn: list[tuple[Room, Attendee]]) -> None:
+    async def _look(self, turn: list[tuple[Room, Attendee]], rooms: list[str]) -> None:
+        """Note `rooms` again, and put back who is absent; a room that has lost somebody may not be noted either."""
         try:
             incarnation = self._incarnation
-            await self._store.register(incarnation, list({room.name: None for room, _ in turn}), here=True)
+            await self._store.register(incarnation, rooms, here=True)
             found = await self._store.absent(incarnation, [(room.name, one) for room, one in turn])
-            for index in found.absent:
-                room, one = turn[index]
+            missing = [turn[index] for index in found.absent]
+            await self._store.register(incarnation, list({room.name: None for room, _ in missing}), here=True)
+            for room, one in missing:
                 if self._stands(room, one):
                     self._touch(room, one.client)
             if incarnation == self._incarnation:

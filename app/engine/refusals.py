@@ -1,14 +1,13 @@
 """Revocations: who is not let in, and is sent away, on every worker within a second.
 
-The store keeps them until their end. Each worker has a copy, renewed when a message says so, when the revision that it
-reads every second has changed, and after each loss of its reader; until it has one it lets nobody new in.
+The store keeps them until their end. Each worker has a copy, renewed when a message says so, when the revision that a
+beat brings back has changed, and after each loss of its reader. A worker whose copy may be old lets nobody new in.
 """
 
 from __future__ import annotations
 
 import secrets
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import structlog
@@ -20,8 +19,12 @@ log = structlog.get_logger("tocsin.refusals")
 
 NOTICE = b'{"refusals":true}'
 """The control message that says: read them again."""
+FRESH_SECONDS = 5.0
+"""Age of the last good reading up to which a copy counts as complete."""
+BEATS_SECONDS = 1.5
+"""Age at which it is read without waiting for a beat."""
 _ONCE_SECONDS = 60
-"""How long a single disconnect stays in the store, so that a worker that was away hears of it too."""
+"""How long the order to disconnect once stays in the store, so that a worker that was away hears of it too."""
 _USER, _TOKEN, _ONCE = "user/", "token/", "once/"
 
 
@@ -38,28 +41,39 @@ class Refusals:
     Args:
         store: keeps them for all workers.
         prefix: of the keys.
-        disconnect: closes the connections of whom the predicate is true.
+        disconnect: closes the connections of whom the predicate is true; returns how many.
+        clock: seconds, monotonic.
+
+    Attributes:
+        disconnected: connections that were closed.
     """
 
-    def __init__(self, store: Store, prefix: str, disconnect: Callable[[Callable[[Identity], bool]], int]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        prefix: str,
+        disconnect: Callable[[Callable[[Identity], bool]], int],
+        clock: Callable[[], float],
+    ) -> None:
         self._store = store
-        self._key = f"{prefix}:{{workers}}:refused"
+        self._keys = (f"{prefix}:{{workers}}:refused", f"{prefix}:{{workers}}:refused-revision")
         self._control = f"{prefix}:control"
         self._disconnect = disconnect
+        self._clock = clock
         self._until: dict[str, float] = {}
-        self._revision: int | None = None
-        self._reading = False
-        self._again = False
+        self._revision = b"-1"
+        self._read_at: float | None = None
+        self._reading = self._again = self._ever = False
         self.disconnected = 0
 
     @property
     def known(self) -> bool:
         """Whether this worker's copy is complete."""
-        return self._revision is not None
+        return self._read_at is not None and self._clock() - self._read_at < FRESH_SECONDS
 
     def forget(self) -> None:
         """The reader was lost: what was told meanwhile is unknown."""
-        self._revision = None
+        self._revision, self._read_at = b"-1", None
 
     def check(self, identity: Identity) -> None:
         """Refuse who is revoked.
@@ -70,20 +84,19 @@ class Refusals:
         """
         if identity.user is None:
             return
-        if self._revision is None:
-            raise Unavailable("the service is not ready", retry_after=1.0)
         if self.refuses(identity):
             raise Forbidden("this user or token has been revoked")
+        if not self.known:
+            raise Unavailable("whether this token is revoked cannot be known now", retry_after=1.0)
 
     def refuses(self, identity: Identity) -> bool:
         """Whether this worker knows of a revocation."""
         if not self._until or identity.user is None:
             return False
-        now = time.time()
-        names = [_USER + identity.user]
-        if identity.token is not None:
-            names.append(_TOKEN + identity.token)
-        return any(self._until.get(name, 0.0) > now for name in names)
+        now = self._clock()
+        return self._until.get(_USER + identity.user, 0.0) > now or (
+            identity.token is not None and self._until.get(_TOKEN + identity.token, 0.0) > now
+        )
 
     async def refuse_user(self, user: str, seconds: float) -> None:
         """Disconnect a user everywhere, and refuse it for so long (0: it may return at once).
@@ -91,10 +104,11 @@ class Refusals:
         Raises:
             Unavailable: the store is away; nothing can be promised.
         """
+        entries: dict[str, float] = {f"{_ONCE}{secrets.token_hex(8)}/{user}": _ONCE_SECONDS}
         if seconds:
-            await self._add(_USER + user, seconds * 1000, relative=True)
-        else:
-            await self._add(f"{_ONCE}{secrets.token_hex(8)}/{user}", _ONCE_SECONDS * 1000, relative=True)
+            entries[_USER + user] = seconds
+        await self._add(entries, from_now=True)
+        await self.read()
 
     async def refuse_token(self, token: str, until: float) -> None:
         """Disconnect whoever showed the token with this id (`jti`), and refuse it until then (Unix seconds).
@@ -102,23 +116,30 @@ class Refusals:
         Raises:
             Unavailable: the store is away; nothing can be promised.
         """
-        await self._add(_TOKEN + token, until * 1000, relative=False)
-
-    async def _add(self, name: str, milliseconds: float, *, relative: bool) -> None:
-        await self._store.script(
-            "refuse",
-            (self._key,),
-            (self._control, NOTICE, name, f"{milliseconds:.0f}", int(relative)),
-        )
+        await self._add({_TOKEN + token: until}, from_now=False)
         await self.read()
+
+    async def _add(self, entries: Mapping[str, float], *, from_now: bool) -> None:
+        pairs = [part for name, end in entries.items() for part in (name, f"{max(1, end * 1000):.0f}")]
+        await self._store.script("refuse", self._keys, (self._control, NOTICE, int(from_now), *pairs))
 
     async def turn(self) -> None:
-        """Once a second: read them if they have changed, or are not known."""
-        self._until = {name: until for name, until in self._until.items() if until > time.time()}
-        await self.read()
+        """Once a second: forget those that have ended, and read them where that has not been possible."""
+        now = self._clock()
+        for name in [name for name, until in self._until.items() if until <= now]:
+            del self._until[name]
+        if self._read_at is None or now - self._read_at > BEATS_SECONDS:
+            await self.read()
+
+    async def compare(self, revision: bytes) -> None:
+        """The store has this revision, a beat says."""
+        if revision == self._revision and self._read_at is not None:
+            self._read_at = self._clock()
+        else:
+            await self.read()
 
     async def read(self) -> None:
-        """Bring the copy up to date. One at a time; a call meanwhile makes it go round once more."""
+        """Bring the copy up to date. One reading at a time; a call meanwhile makes it go round once more."""
         self._again = True
         if self._reading:
             return
@@ -128,33 +149,44 @@ class Refusals:
                 self._again = False
                 await self._read()
         except TocsinError as error:
-            log.debug("revocations could not be read", reason=error.message)
+            if self._read_at is not None and not self.known:
+                log.warning("the revocations cannot be read: nobody with a token is let in", reason=error.message)
+                self._read_at = None
         finally:
             self._reading = False
 
     async def _read(self) -> None:
-        seen = -1 if self._revision is None else self._revision
-        found = await self._store.script("refusals", (self._key,), (seen,))
-        if not found:
-            return
-        revision, now, entries = int(found[0]), int(found[1]), found[2]
-        offset = time.time() - now / 1000
-        told = {
-            name.decode(): int(until) / 1000 + offset for name, until in zip(entries[::2], entries[1::2], strict=True)
-        }
-        # What the store has lost (its last second, after a crash) is still refused by who knows it, and written back.
-        lost = {name: until for name, until in self._until.items() if name not in told}
-        fresh = [name for name in told if name not in self._until]
-        self._until |= told
-        first = self._revision is None
-        self._revision = revision
-        if fresh or first:
-            self._send_away(fresh)
-        for name, until in lost.items():
-            await self._store.script(
-                "refuse", (self._key,), (self._control, NOTICE, name, f"{(until - offset) * 1000:.0f}", 0)
-            )
+        began = self._clock()
+        found = await self._store.script("refusals", self._keys, (self._revision,))
+        if found:
+            self._revision = found[0]
+            # An end in the store's time, as one of ours: its clock may be wrong, and ours may be set.
+            told = {
+                name.decode(): began + (float(end) - int(found[1])) / 1000
+                for name, end in zip(found[2][::2], found[2][1::2], strict=True)
+            }
+            fresh = [name for name in told if self._until.get(name, 0.0) <= began]
+            lost = {name: end - began for name, end in self._until.items() if name not in told and end > began}
+            self._until |= told
+            if self._ever:
+                self._send_away(fresh)
+            self._ever = True
+            await self._write_back(lost)
+        self._read_at = began
+
+    async def _write_back(self, lost: Mapping[str, float]) -> None:
+        """What the store has lost, as its last second in a crash, is still refused by who knows it."""
+        entries = {name: seconds for name, seconds in lost.items() if not name.startswith(_ONCE)}
+        if entries:
+            try:
+                await self._add(entries, from_now=True)
+            except TocsinError:
+                self._revision = b"-1"  # another reading finds them missing again
+                raise
 
     def _send_away(self, fresh: Sequence[str]) -> None:
-        once = {name.split("/", 2)[2] for name in fresh if name.startswith(_ONCE)}
-        self.disconnected += self._disconnect(lambda who: who.user in once or self.refuses(who))
+        users = {name.split("/", 2)[2] for name in fresh if name.startswith(_ONCE)}
+        users |= {name[len(_USER) :] for name in fresh if name.startswith(_USER)}
+        tokens = {name[len(_TOKEN) :] for name in fresh if name.startswith(_TOKEN)}
+        if users or tokens:
+            self.disconnected += self._disconnect(lambda who: who.user in users or who.token in tokens)

@@ -300,7 +300,7 @@ class Worker:
         self._beats += 1
         slots = self._slots if self._beats <= PATIENCE else SPARE_SLOTS
         sent = time.monotonic()
-        keys = ("all", "dead", "reign", f"rooms:{self.incarnation}")
+        keys = ("all", "dead", "reign", f"rooms:{self.incarnation}", "refused-revision")
         try:
             answer = await self._store.script(
                 "beat",
@@ -321,7 +321,8 @@ class Worker:
             return True
         if answer == b"DEAD":
             return False
-        slot, _, others, lapsed, new, reign = answer
+        slot, _, others, lapsed, new, revision, reign = answer
+        self._hub.spawn(self._refusals.compare(revision))
         self.slot = int(slot)
         self._others = {int(other) for other in others if other >= 0}
         if sent - self._beaten > LEASE_SECONDS:

@@ -31,7 +31,9 @@ def attendees(*names: str, info: bytes = b"{}") -> list[Attendee]:
 
 async def beat(stage: Stage, prefix: str, incarnation: str, seconds: float = 4.0) -> Any:
     """A heartbeat as a worker sends it; the lease holds for so long."""
-    keys = [f"{prefix}:{{workers}}:{key}" for key in ("all", "dead", "reign", f"rooms:{incarnation}")]
+    keys = [
+        f"{prefix}:{{workers}}:{key}" for key in ("all", "dead", "reign", f"rooms:{incarnation}", "refused-revision")
+    ]
     lease = f"{prefix}:{{workers}}:lease:"
     return await stage.broker.script("beat", keys, [lease, incarnation, NODE, int(seconds * 1000), -1, 9, b"{}"])
 
@@ -308,14 +310,17 @@ async def test_in_a_new_reign_nobody_is_buried_at_first(prefix: str, own_server:
 async def test_a_beat_says_whose_lease_is_over_and_forgets_nobody(
     stage: Stage, presence: RedisPresence, store: redis.Redis, prefix: str
 ) -> None:
-    slot, _, others, lapsed, new, _ = await beat(stage, prefix, "a", 60)
-    assert (slot, others, lapsed, new) == (0, [], [], 1)
-    slot, _, others, lapsed, new, _ = await beat(stage, prefix, "b", 60)
+    slot, _, others, lapsed, new, revision, reign = await beat(stage, prefix, "a", 60)
+    assert (slot, others, lapsed, new, revision) == (0, [], [], 1, b"0")
+    noted: Any = store.get(f"{prefix}:{{workers}}:reign")
+    assert noted.split()[0] == reign
+    slot, _, others, lapsed, new, _, _ = await beat(stage, prefix, "b", 60)
     assert (slot, others, lapsed, new) == (1, [0], [], 1)
     store.delete(f"{prefix}:{{workers}}:lease:a")
     store.zadd(f"{prefix}:{{workers}}:all", {"a": 1.0})  # its last beat was in 1970
-    _, _, others, lapsed, new, _ = await beat(stage, prefix, "b", 60)
-    assert (others, lapsed, new) == ([], [b"a"], 0)
+    store.set(f"{prefix}:{{workers}}:refused-revision", 7)  # somebody was revoked
+    _, _, others, lapsed, new, revision, _ = await beat(stage, prefix, "b", 60)
+    assert (others, lapsed, new, revision) == ([], [b"a"], 0, b"7")
 
 
 async def test_the_dead_are_removed_with_one_message_a_step_that_says_so(

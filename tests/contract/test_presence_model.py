@@ -116,7 +116,10 @@ class Play:
                 del self.members[who]
 
     async def beat(self, one: Worker) -> None:
-        keys = [f"{self.prefix}:{{workers}}:{key}" for key in ("all", "dead", "reign", f"rooms:{one.incarnation}")]
+        keys = [
+            f"{self.prefix}:{{workers}}:{key}"
+            for key in ("all", "dead", "reign", f"rooms:{one.incarnation}", "refused-revision")
+        ]
         arguments: list[bytes | str | int] = [
             f"{self.prefix}:{{workers}}:lease:",
             one.incarnation,

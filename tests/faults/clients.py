@@ -15,6 +15,7 @@ import websockets
 from websockets.asyncio.client import ClientConnection, connect
 
 from tests.faults.record import Acknowledged, Began, Ended, Record, Told
+from tests.stage.native import offered
 
 ANSWER_SECONDS = 5.0
 """How long a writer waits for an answer before it takes the connection for dead."""
@@ -26,11 +27,11 @@ FATAL = frozenset({1002, 1003, 1007, 1008, 1009})
 """Close codes that say that one side broke the protocol."""
 
 
-def open_socket(url: str, *, native: bool) -> connect:
+def open_socket(url: str, *, native: bool, token: str | None = None) -> connect:
     """A WebSocket without what would hide faults: compression, own pings, long waits."""
     return connect(
         url,
-        subprotocols=[websockets.Subprotocol("tocsin.v1")] if native else None,
+        subprotocols=offered("tocsin.v1" if native else "tocsin.plain", token) if native or token else None,
         compression=None,
         ping_interval=None,
         open_timeout=4,
@@ -108,7 +109,7 @@ class Reader:
         while True:
             await self._here.wait()
             try:
-                async with open_socket(self._url, native=self.native) as socket:
+                async with self._connect() as socket:
                     self._socket = socket
                     self._touched = time.monotonic()
                     await self._listen(socket)
@@ -118,6 +119,13 @@ class Reader:
                 self._socket = None
                 self.opened.clear()
             await asyncio.sleep(self._chance.uniform(0.02, 0.2))
+
+    def _connect(self) -> connect:
+        return open_socket(self._url, native=self.native)
+
+    def _command(self) -> dict[str, Any]:
+        command: dict[str, Any] = {"type": "subscribe", "ref": 1, "channel": self.record.channel}
+        return command if self.last is None else command | {"since": self.last}
 
     async def _listen(self, socket: ClientConnection) -> None:
         if not self._here.is_set():
@@ -129,10 +137,7 @@ class Reader:
                 self._touched = time.monotonic()
                 self._hear(None, str(text))
         else:
-            command = {"type": "subscribe", "ref": 1, "channel": self.record.channel}
-            if self.last is not None:
-                command["since"] = self.last
-            await socket.send(orjson.dumps(command).decode())
+            await socket.send(orjson.dumps(self._command()).decode())
             async for text in socket:
                 self._touched = time.monotonic()
                 self._take(orjson.loads(text), socket)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from tests.faults import delivery, failover, store, workers
+from tests.faults import delivery, failover, presence, store, workers
 from tests.faults.checker import Kind
 from tests.faults.scene import Fault, Outcome
 
@@ -14,6 +14,7 @@ GROUPS = {
     "Delivery": delivery.FAULTS,
     "Redis": (*store.FAULTS, *failover.FAULTS),
     "Workers and network": workers.FAULTS,
+    "Presence and permission": presence.FAULTS,
 }
 FAULTS: tuple[Fault, ...] = tuple(
     sorted((fault for group in GROUPS.values() for fault in group), key=lambda fault: repr(fault.terms))

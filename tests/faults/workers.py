@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from websockets.asyncio.client import ClientConnection
 from tests.faults.clients import Reader, open_socket
 from tests.faults.record import Record
 from tests.faults.scene import Fault, Scene, Terms
-from tests.stage.frames import Peer, binary, request
+from tests.stage.frames import Peer, binary, request, text
 from tests.stage.proxy import packet_loss
 
 FOUR = Terms(workers=4)
@@ -91,30 +92,46 @@ def _connections(scene: Scene) -> float:
     return sum(scene.ground.service.metric("connections").values())
 
 
-async def _freed(scene: Scene, limit: float, what: str) -> None:
+async def _freed(scene: Scene, limit: float, what: str, held: Callable[[Scene], float] = _connections) -> None:
     started = last = time.monotonic()
     while time.monotonic() - last < STALE and time.monotonic() - started < limit + 10:
-        if _connections(scene) > 0:
+        if held(scene) > 0:
             last = time.monotonic()
         await asyncio.sleep(0.1)
     scene.note(what, last - started, limit)
 
 
 async def half_open(scene: Scene) -> None:
-    """Clients whose network is gone: they read nothing, say nothing, and never end their connections."""
+    """Clients whose network is gone: they read nothing, say nothing, and never end their connections. Half of them are
+    members of a room.
+    """
+    service = scene.ground.service
     native = request("/ws", extra="Sec-WebSocket-Protocol: tocsin.v1\r\n")
-    peers = [
-        await asyncio.to_thread(
-            Peer, scene.ground.service.port, "/ws?channel=half", handshake=native if odd % 2 else None
-        )
-        for odd in range(scene.scale(40, 1000))
-    ]
+    join = text(orjson.dumps({"type": "subscribe", "channel": "half", "presence": {"info": {}}}).decode())
+    peers: list[Peer] = []
     try:
+        for number in range(scene.scale(40, 1000)):
+            odd = number % 2
+            handshake, behind = (native, join) if odd else (None, b"")
+            peers.append(
+                await asyncio.to_thread(Peer, service.port, "/ws?channel=half", handshake=handshake, behind=behind)
+            )
         scene.expect(all(peer.status == 101 for peer in peers), "a handshake failed")
-        await _freed(scene, 15 if scene.small else 60, "slots free after, s")
+        scene.expect(_members(scene) > 0, "nobody is a member")
+        await _freed(
+            scene,
+            15 if scene.small else 60,
+            "slots and presence free after, s",
+            lambda scene: _connections(scene) + _members(scene),
+        )
     finally:
         for peer in peers:
             peer.reset()
+
+
+def _members(scene: Scene) -> int:
+    answer = scene.ground.service.get("/api/v1/channels/half/members", params={"limit": 1})
+    return int(answer.raise_for_status().json()["count"])
 
 
 async def never_reads(scene: Scene) -> None:
@@ -272,6 +289,6 @@ FAULTS = (
         stopped,
         PINGING,
     ),
-    Fault("half-open-clients", "Clients whose network is gone", "slots free in 60 s", half_open, PINGING),
+    Fault("half-open-clients", "Clients whose network is gone", "slots and presence free in 60 s", half_open, PINGING),
     Fault("never-reads", "Peers that never read our close", "descriptors free in 15 s", never_reads, PINGING),
 )

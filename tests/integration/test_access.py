@@ -48,6 +48,12 @@ def test_without_any_authentication_a_foreign_host_name_is_refused_with_the_sent
         ("http://localhost.evil.example", 403),
         ("http://127.0.0.1.evil.example", 403),
         ("null", 403),
+        ("", 403),
+        ("http://[", 403),
+        ("http://a]b", 403),
+        ("ftp://localhost", 403),
+        ("localhost", 403),
+        ("http://evil.example@localhost", 403),
     ],
 )
 def test_on_loopback_only_loopback_pages_may_connect(service: Service, origin: str, status: int) -> None:

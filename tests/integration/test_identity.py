@@ -106,6 +106,14 @@ async def test_a_browser_shows_its_token_as_a_subprotocol_that_is_not_echoed(eit
         assert await asyncio.wait_for(connection.recv(), 10) == "hi"
 
 
+async def test_a_token_of_seven_kilobytes_fits_into_the_subprotocol(either: Service) -> None:
+    long = token(groups="x" * 5000)
+    assert 6900 < len(long) < 7168
+    async with plain(either, long) as connection:
+        await connection.send("hi")
+        assert await asyncio.wait_for(connection.recv(), 10) == "hi"
+
+
 async def test_a_token_gets_in_by_header_and_by_cookie_beside_an_origin(either: Service) -> None:
     good = token()
     assert await status(either, authorization=f"Bearer {good}") == 101
@@ -360,7 +368,7 @@ async def test_what_the_store_has_lost_is_written_back_by_who_knows_it(redis_ser
         until(lambda: service.get("/api/v1/connect", headers=bearer(token(user))).status_code == 403)
         with server.client() as client:
             client.flushall()
-            until(lambda: client.hget("lost:{workers}:refused", f"user/{user}"), what="its return")
+            until(lambda: client.zscore("lost:{workers}:refused", f"user/{user}"), what="its return")
         assert await status(service, authorization=f"Bearer {token(user)}") == 403
 
 

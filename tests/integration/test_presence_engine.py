@@ -96,7 +96,7 @@ class Engine:
             admissions=Admissions(
                 self.broker, prefix, clock=time.time, per_address=0, per_user=0, connects=Rate(0), rates=Rates()
             ),
-            refusals=Refusals(self.broker, prefix, lambda _: 0),
+            refusals=Refusals(self.broker, prefix, lambda _: 0, time.monotonic),
             presence=self.presence,
             reaper=Reaper(self.rooms, self.hub.spawn, self.presence.add_reaped),
             prefix=prefix,
@@ -404,6 +404,18 @@ async def test_what_is_missing_in_the_store_is_put_back_and_told(
         await asyncio.sleep(2.5)
         assert sorted(watcher.joined()) == sorted(watcher.left())  # who was missed for a moment is here again
         assert watcher.heard == [] or watcher.heard[-1][2] == 2
+
+
+async def test_rooms_of_which_the_store_lost_the_note_are_noted_again(
+    engines: tuple[Engine, Engine], redis_server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(membership, "ASSERT_SECONDS", 1)
+    one, _ = engines
+    await one.enter("ada")
+    with redis_server.client() as store:
+        note = f"{prefix}:{{workers}}:rooms:{one.worker.incarnation}"
+        store.delete(note)
+        await until(lambda: store.smembers(note) == {b"room"}, 5)
 
 
 async def test_a_store_that_forgot_everything_is_told_again_in_seconds(prefix: str, own_server: RedisServer) -> None:

@@ -22,12 +22,14 @@ def test_no_window_holds_more_than_the_burst_and_what_the_rate_adds(
         full_at, wait = rate.take(full_at, now, amount)
         assert wait >= 0
         if not wait:
-            taken.append((now, min(amount, rate.burst)))
+            taken.append((now, amount))
     for first in range(len(taken)):
         total = 0.0
-        for at, amount in taken[first:]:
+        for at, amount in taken[first:]:  # a large one is paid for by what comes after it
+            assert total + min(amount, rate.burst) <= rate.burst + rate.rate * (at - taken[first][0]) + 1e-6 * (
+                1 + total
+            )
             total += amount
-            assert total <= rate.burst + rate.rate * (at - taken[first][0]) + 1e-6 * max(1.0, total)
 
 
 @given(RATES, STEPS)
@@ -51,8 +53,10 @@ def test_an_idle_bucket_is_full(rate: Rate) -> None:
     assert rate.take(rate.take(full_at, later, rate.burst)[0], later, 1)[1] > 0
 
 
-def test_more_than_the_burst_is_taken_as_the_burst() -> None:
-    assert Rate(1, 10).take(0.0, 1000.0, 500) == (1010.0, 0.0)
+def test_more_than_the_burst_goes_through_a_full_bucket_and_is_paid_for_afterwards() -> None:
+    rate = Rate(1, 10)
+    assert rate.take(0.0, 1000.0, 500) == (1500.0, 0.0)
+    assert rate.take(1500.0, 1001.0, 1) == (1500.0, 490.0)
 
 
 def test_debt_is_told_and_grows() -> None:
