@@ -13,6 +13,7 @@ import orjson
 import pytest
 import redis
 
+from app.brokers import Attendee
 from app.brokers.presence import RedisPresence
 from app.brokers.redis import RedisBroker
 from app.core.errors import Unavailable
@@ -425,6 +426,39 @@ async def test_a_store_that_forgot_everything_is_told_again_in_seconds(prefix: s
         with own_server.client() as store:
             store.flushall()
         await two.come_to(["ada", "bob"], seconds=5)
+
+
+async def test_who_has_left_leaves_again_when_another_server_leads(prefix: str, own_server: RedisServer) -> None:
+    async with two_engines(own_server.url, prefix) as (one, two):
+        await one.enter("ada")
+        one.presence.leave("room", "ada")
+        await until(lambda: not one.presence._members._rooms)
+        await two.rooms.attend("room", "one", [Attendee("ada", "ada")], [])  # what the new one has: no leave
+        with own_server.client() as store:
+            store.replicaof("127.0.0.1", 1)
+            store.replicaof("NO", "ONE")
+        await two.come_to([])
+        with own_server.client() as store:
+            await until(lambda: not store.exists(f"{prefix}:{{workers}}:rooms:one"), 5)
+
+
+async def test_a_fault_in_one_part_of_a_tick_costs_neither_the_lease_nor_the_others(
+    redis_server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(redis_server.url, prefix, "one")
+    ticked: list[bool] = []
+
+    def fail() -> None:
+        raise RuntimeError("a fault of the roster")
+
+    monkeypatch.setattr(engine.roster, "turn", fail)
+    monkeypatch.setattr(engine.presence, "tick", lambda: ticked.append(True))
+    try:
+        await engine.start()
+        assert engine.worker.slot >= 0
+        assert ticked
+    finally:
+        await engine.stop()
 
 
 async def test_of_a_large_room_only_the_number_is_told_and_when_it_is_small_again_who_is_missing(
