@@ -63,7 +63,7 @@ NAMES = (
     Named("probe_seconds", False, "Last round trip of the probe through Redis, in seconds."),
     Named("presence_members", False, "Clients of this worker that are members, counted in each channel."),
     Named("presence_joins", True, "Joins of members that the store has taken, those told again included."),
-    Named("presence_leaves", True, "Leaves of members that the store has taken."),
+    Named("presence_leaves", True, "Leaves of members that the store has taken, those told again included."),
     Named("presence_reaped", True, "Members of dead workers that this one has removed."),
     Named("ready", False, "1 when this worker is ready."),
     Named("resident_bytes", False, "Peak resident memory of the worker, in bytes (getrusage)."),
