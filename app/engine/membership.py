@@ -10,13 +10,14 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import structlog
 
 from app.brokers import Attendee, Presence
 from app.core.errors import TocsinError, Unavailable
+from app.engine.room import Room
 
 Thing = TypeVar("Thing")
 
@@ -38,6 +39,8 @@ LOOK_SECONDS = 2
 """How often some of the members are looked for: a command each time, however few they are."""
 REMEMBER_SECONDS = 60.0
 """For which leaves are remembered: the store may lose what it has taken, or take what was given up for lost."""
+REMEMBER = 100_000
+"""So many of them at most."""
 REPEAT_SECONDS = 10.0
 """After which they are told again while in doubt; a command may come late by so much, and more."""
 DOUBT_SECONDS = 25.0
@@ -48,61 +51,6 @@ def spread(things: Sequence[Thing], turns: int) -> list[list[Thing]]:
     """So many even parts of a list, to be popped; of a short one the first are empty."""
     bounds = [turn * len(things) // turns for turn in range(turns + 1)]
     return [list(things[start:end]) for start, end in itertools.pairwise(bounds)][::-1]
-
-
-class Room:
-    """One room with clients of this worker.
-
-    Attributes:
-        here: who ought to be a member, by client.
-        due: clients of whom the store may think otherwise.
-        waiting: those who want to know when they have joined, by client, in the order of their coming.
-        haunted: buried incarnations of this worker, of which something may be left.
-    """
-
-    __slots__ = ("due", "haunted", "here", "name", "registered", "waiting")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.here: dict[str, Attendee] = {}
-        self.due: dict[str, None] = {}
-        self.waiting: dict[str, list[tuple[Attendee, asyncio.Future[None]]]] | None = None
-        self.haunted: tuple[str, ...] = ()
-        self.registered = False
-
-    def wait(self, attendee: Attendee) -> asyncio.Future[None]:
-        """Want to know when this one has joined."""
-        joined: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.waiting = self.waiting or {}
-        self.waiting.setdefault(attendee.client, []).append((attendee, joined))
-        return joined
-
-    def answer(self, attendee: Attendee, error: TocsinError | None = None) -> bool:
-        """Tell who waits for this one, and for what it has replaced. Returns whether there was anybody."""
-        waiting = self.waiting.get(attendee.client, []) if self.waiting else []
-        own = next((at for at, (one, _) in enumerate(waiting, 1) if one is attendee), 0)
-        self._tell(waiting[:own], error)
-        del waiting[:own]
-        if self.waiting and not waiting:
-            self.waiting.pop(attendee.client, None)
-        self.waiting = self.waiting or None
-        return own > 0
-
-    def dismiss(self, client: str) -> None:
-        """It has left: whoever waits for it waits in vain."""
-        waiting = self.waiting.pop(client, []) if self.waiting else []
-        self.waiting = self.waiting or None
-        self._tell(waiting, Unavailable("it has left meanwhile", retry_after=1.0))
-
-    @staticmethod
-    def _tell(waiting: Iterable[tuple[Attendee, asyncio.Future[None]]], error: TocsinError | None) -> None:
-        for _, future in waiting:
-            if future.done():
-                continue
-            if error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(error)
 
 
 class Membership:
@@ -413,6 +361,8 @@ class Membership:
         for client in leaves:
             self._left.pop((room.name, client), None)
             self._left[room.name, client] = now
+        for key in list(itertools.islice(self._left, max(0, len(self._left) - REMEMBER))):
+            del self._left[key]
         if room.due or room.haunted:
             self._dirty[room] = None
         return True
