@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from app.core.continuity import Reading
 from app.core.errors import TocsinError
@@ -161,6 +161,15 @@ class Roll:
     members: tuple[Member, ...] | None
 
 
+class Look(NamedTuple):
+    """What is wrong with an incarnation's members: whose (room, client) of those asked for are `absent`, by index, and
+    `strangers`, (room, client) that are there and were not asked for. Of large rooms no strangers are told.
+    """
+
+    absent: list[int]
+    strangers: list[tuple[str, str]]
+
+
 class Fate(StrEnum):
     """What became of an incarnation whose lease could not be seen."""
 
@@ -182,9 +191,9 @@ class Presence(Protocol):
     async def attend(self, room: str, incarnation: str, joins: Sequence[Attendee], leaves: Sequence[str]) -> None:
         """Clients join, and clients leave; `BATCH` at most. The room must be registered for the incarnation before."""
 
-    async def absent(self, incarnation: str, attendees: Sequence[tuple[str, Attendee]]) -> list[int]:
-        """Which of these (room, client) are not there as they should be, by index. A room lives on for a day after
-        it was last asked for.
+    async def absent(self, incarnation: str, attendees: Sequence[tuple[str, Attendee]]) -> Look:
+        """Which of these (room, client) are not there as they should be, and who else is. A room lives on for a day
+        after it was last asked for.
         """
 
     async def members(self, room: str, limit: int, cursor: str | None) -> PresencePage:

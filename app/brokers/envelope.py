@@ -76,8 +76,13 @@ def read_member(member: str, clients: int, info: bytes) -> Member:
     return Member(member, clients, info)
 
 
-def _read_members(entries: list[dict[str, Any]]) -> tuple[Member, ...]:
+def _read_joined(entries: list[dict[str, Any]]) -> tuple[Member, ...]:
     return tuple(read_member(one["member"], one["clients"], one["info"].encode("utf-8", "replace")) for one in entries)
+
+
+def _read_left(entries: list[dict[str, Any]]) -> tuple[Member, ...]:
+    """Who has left has a name only."""
+    return tuple(Member(one["member"], 0) for one in entries)
 
 
 def read_attendance(data: bytes, start: int = 0) -> Attendance:
@@ -93,7 +98,7 @@ def read_attendance(data: bytes, start: int = 0) -> Attendance:
         body = json.loads(data[end + 1 :].decode("utf-8", "replace"))
     try:
         reaped = orjson.loads(data[start + 1 : end]).get("reaped") is True
-        return Attendance(_read_members(body["joined"]), _read_members(body["left"]), body["count"], reaped)
+        return Attendance(_read_joined(body["joined"]), _read_left(body["left"]), body["count"], reaped)
     except (KeyError, TypeError, AttributeError):
         raise ValueError("this is not how we write presence") from None
 

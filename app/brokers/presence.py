@@ -10,7 +10,7 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from app.brokers import Attendee, Fate, Roll
+from app.brokers import Attendee, Fate, Look, Roll
 from app.brokers.commands import away
 from app.brokers.envelope import read_member
 from app.brokers.scripts import Argument
@@ -51,17 +51,22 @@ class RedisPresence:
             arguments += (one.client, one.member, one.info)
         await self._script("attend", self._keys(room), [*arguments, *leaves])
 
-    async def absent(self, incarnation: str, attendees: Sequence[tuple[str, Attendee]]) -> list[int]:
+    async def absent(self, incarnation: str, attendees: Sequence[tuple[str, Attendee]]) -> Look:
         """See `Presence`."""
-        found: list[int] = []
+        absent: list[int] = []
+        strangers: list[tuple[str, str]] = []
         for start in range(0, len(attendees), BATCH):
             keys: list[Argument] = []
             arguments: list[Argument] = [incarnation, DAY_MS]
             for room, one in attendees[start : start + BATCH]:
                 keys += self._keys(room)
                 arguments += (one.client, one.member, one.info)
-            found += [start + number - 1 for number in await self._script("absent", keys, arguments)]
-        return found
+            numbers, others = await self._script("absent", keys, arguments)
+            absent += [start + number - 1 for number in numbers]
+            for number, client in zip(others[::2], others[1::2], strict=True):
+                strangers.append((attendees[start + number - 1][0], client.decode("utf-8", "replace")))
+        asked = {(room, one.client) for room, one in attendees}
+        return Look(absent, [one for one in dict.fromkeys(strangers) if one not in asked])
 
     async def members(self, room: str, limit: int, cursor: str | None) -> PresencePage:
         """See `Presence`."""

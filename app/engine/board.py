@@ -1,4 +1,4 @@
-"""Boards: what those who watch a room are told of it, at most once a second.
+"""One board: what is known of a watched room, and what those who watch it have not been told of that.
 
 A board has the whole list of a room of ordinary size, so that what was not heard can be found by reading the room
 again: after a loss of the reader, and now and then. What the messages of a room say counts more than a reading that
@@ -8,30 +8,15 @@ was under way when they came.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
-import structlog
-
-from app.brokers import Presence, Roll
-from app.core.errors import TocsinError
+from app.brokers import Roll
 from app.core.messages import Attendance, Member, PresenceChange
-from app.engine.channel import Channel
-from app.engine.membership import spread
 from app.protocols import Conversation
-from app.sockets import Chunk, Framing, Socket
-
-log = structlog.get_logger("tocsin.presence")
+from app.sockets import Socket
 
 LARGE = 500
-"""Members from which on only their number is told."""
-PUSH_SECONDS = 1.0
-READ_SECONDS = 60
-"""In which each board is compared with the store once."""
-READS = 256
-"""Rooms read at once."""
-SLICE = 2_000
-"""Sockets written in one turn of the loop."""
+"""Members from which on only their number is told; the same as in `room.lua`."""
 
 
 class Watcher(Protocol):
@@ -42,13 +27,18 @@ class Watcher(Protocol):
 
 
 class Changes:
-    """Who has joined and who has left; who did both has done neither."""
+    """Who has joined and who has left; who did both has done neither.
 
-    __slots__ = ("_joined", "_left")
+    Attributes:
+        count: members of the room that one was told of before.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_joined", "_left", "count")
+
+    def __init__(self, count: int = 0) -> None:
         self._joined: dict[str, Member] = {}
         self._left: dict[str, Member] = {}
+        self.count = count
 
     def join(self, member: Member) -> None:
         """One has come."""
@@ -60,6 +50,17 @@ class Changes:
         if self._joined.pop(member.member, None) is None:
             self._left[member.member] = member
 
+    def add(self, event: PresenceChange) -> None:
+        """What was not told."""
+        for member in event.joined:
+            self.join(member)
+        for member in event.left:
+            self.leave(member)
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._joined or self._left)
+
     def take(self) -> tuple[tuple[Member, ...], tuple[Member, ...]]:
         """What is to be told, once."""
         joined, left = tuple(self._joined.values()), tuple(self._left.values())
@@ -67,14 +68,38 @@ class Changes:
         return joined, left
 
 
+class Newcomer:
+    """One whose list was read between two pushes: nobody knows which of the changes it has.
+
+    Attributes:
+        since: the board's serial when it began to watch; `told` when it was told last.
+        count: what it was told last; None when it has only its list.
+        begun: its list has been written.
+    """
+
+    __slots__ = ("begun", "count", "since", "told")
+
+    def __init__(self, serial: int) -> None:
+        self.since = serial
+        self.told = serial
+        self.count: int | None = None
+        self.begun = False
+
+
 class Board:
     """One watched room.
 
     Attributes:
-        members: who is here, by name; None before the first reading. Left as it is while the room is large.
+        members: who is here, by name; None before the first reading. Left as it is while the room is large, since that
+            is what those who watched before were told.
         count: how many there are; `told` is what the watchers have been told last.
-        touched: what was heard while a reading is under way; None when there is none.
+        large: only the number is told now; `listed` is False from then until the room has been read again.
+        touched: what was heard while a reading is under way, None when there is none; `heard` if anything was.
         stale: it must be read again.
+        serial: counts what was learnt.
+        fresh: watchers that came since the last push, and their `log`: the last that is known of each name that was
+            touched since, with its serial, oldest first. It may be told to anyone who has a list, as often as one
+            likes.
         behind: watchers that read too slowly, with what they have not been told.
     """
 
@@ -83,8 +108,13 @@ class Board:
         "changes",
         "channel",
         "count",
+        "fresh",
+        "heard",
         "large",
+        "listed",
+        "log",
         "members",
+        "serial",
         "stale",
         "timer",
         "told",
@@ -100,17 +130,60 @@ class Board:
         self.count = 0
         self.told: int | None = None
         self.large = False
+        self.listed = True
         self.stale = True
+        self.heard = False
         self.touched: dict[str, Member | None] | None = None
+        self.serial = 0
+        self.fresh: dict[Watcher, Newcomer] = {}
+        self.log: dict[str, tuple[int, Member]] = {}
         self.timer: asyncio.TimerHandle | None = None
         self.behind: dict[Watcher, Changes] | None = None
 
+    # -- who watches
+
+    def watch(self, watcher: Watcher) -> None:
+        """One comes, or reads its list again."""
+        self.watchers[watcher] = None
+        self.fresh[watcher] = Newcomer(self.serial)
+        if self.behind is not None:
+            self.behind.pop(watcher, None)
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """One goes."""
+        self.watchers.pop(watcher, None)
+        if self.fresh.pop(watcher, None) is not None:
+            self._forget()
+        if self.behind is not None:
+            self.behind.pop(watcher, None)
+
+    def begin(self, watcher: Watcher) -> bool:
+        """One has its list. Returns whether there is something to tell it."""
+        newcomer = self.fresh.get(watcher)
+        if newcomer is None:
+            return False
+        newcomer.begun = True
+        if newcomer.told != self.serial:
+            return True
+        if self._whole and not self.changes and self.count == self.told:  # it knows what the others know
+            del self.fresh[watcher]
+            self._forget()
+        return False
+
+    @property
+    def _whole(self) -> bool:
+        """Whether we have a list that those who watch can be brought to."""
+        return self.members is not None and self.listed and not self.large
+
+    # -- what is learnt
+
     def hear(self, item: Attendance) -> None:
         """A message of the room."""
+        self.serial += 1
+        self.heard = True
         self.count = item.count
         if item.count > LARGE:
-            self.large = True
-            self.changes = Changes()
+            self.large, self.listed = True, False
             return
         if self.large:  # what happened meanwhile is in none of our lists
             self.large = False
@@ -127,27 +200,51 @@ class Board:
             self.changes.join(member)
         if self.members is not None:
             self.members[name] = member
+        self._note(member)
 
     def _unset(self, member: Member) -> None:
+        """Messages do not repeat the info of who has left."""
+        name = member.member
         if self.touched is not None:
-            self.touched[member.member] = None
-        if self.members is None or member.member in self.members:
+            self.touched[name] = None
+        known = None if self.members is None else self.members.pop(name, None)
+        if known is not None:
+            member = Member(name, 0, known.info)
+        if self.members is None or known is not None:
             self.changes.leave(member)
-        if self.members is not None:
-            self.members.pop(member.member, None)
+        self._note(member)
+
+    def _note(self, member: Member) -> None:
+        if self.fresh:
+            self.log.pop(member.member, None)
+            self.log[member.member] = (self.serial, member)
+
+    def _forget(self) -> None:
+        """What none of the newcomers needs."""
+        oldest = min((newcomer.since for newcomer in self.fresh.values()), default=self.serial)
+        for name, (serial, _) in list(self.log.items()):
+            if serial > oldest:
+                return
+            del self.log[name]
+
+    def begin_reading(self) -> None:
+        """What is heard from now on is newer than what will be read."""
+        self.stale, self.heard, self.touched = False, False, {}
 
     def read(self, roll: Roll) -> None:
-        """A reading that began when `touched` was made."""
+        """What has been read since `begin_reading`."""
         touched, self.touched = self.touched or {}, None
-        if not touched:
+        if not self.heard and self.count != roll.count:
             self.count = roll.count
+            self.serial += self.told is not None
         if self.told is None:
             self.told = self.count
-        if roll.members is None:
-            self.large = self.count > LARGE
-            self.stale = self.stale or not self.large
-            return
+        self.large = self.count > LARGE
         if self.large:
+            self.listed = False
+            return
+        if roll.members is None:
+            self.stale = True
             return
         now = {member.member: member for member in roll.members}
         for name, heard in touched.items():
@@ -157,197 +254,56 @@ class Board:
                 now[name] = heard
         before, self.members = self.members, now
         if before is not None:
-            for name, member in now.items():
-                if name not in before:
-                    self.changes.join(member)
-            for name, member in before.items():
-                if name not in now:
-                    self.changes.leave(Member(name, 0, member.info))
+            self._compare(before, now)
+        if not self.listed and not self.stale:  # who came meanwhile has never seen a whole list
+            self.listed = True
+            self.serial += 1
+            for member in now.values():
+                self._note(member)
 
+    def _compare(self, before: dict[str, Member], now: dict[str, Member]) -> None:
+        joined = [member for name, member in now.items() if name not in before]
+        left = [Member(name, 0, member.info) for name, member in before.items() if name not in now]
+        self.serial += bool(joined or left)
+        for member in joined:
+            self.changes.join(member)
+            self._note(member)
+        for member in left:
+            self.changes.leave(member)
+            self._note(member)
 
-class Boards:
-    """The watched rooms of one worker.
+    # -- what is told
 
-    Args:
-        store: who is in which room.
-        channels: of the hub, by name.
-        spawn: runs a coroutine under supervision.
-    """
+    def take(self) -> tuple[PresenceChange | None, list[Watcher]]:
+        """What there is for those who have been told everything until now, and who they are."""
+        joined, left = ((), ()) if self.large else self.changes.take()
+        if not joined and not left and self.count == self.told:
+            return None, []
+        event = PresenceChange(self.channel, joined, left, self.count)
+        return event, [watcher for watcher in self.watchers if watcher not in self.fresh]
 
-    def __init__(
-        self,
-        store: Presence,
-        channels: Mapping[str, Channel],
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
-    ) -> None:
-        self._store = store
-        self._channels = channels
-        self._spawn = spawn
-        self._boards: dict[str, Board] = {}
-        self._round: list[list[Board]] = []
-        self._reading = False
-        self._scheduled = False
-        self._behind: dict[Board, None] = {}
+    def welcome(self) -> tuple[PresenceChange, list[Watcher]]:
+        """What there is for newcomers that can be told now, and who they are. Right after `take`: then they are
+        newcomers no more, unless we have no list ourselves.
+        """
+        joined, left = list[Member](), list[Member]()
+        if not self.large:
+            for _, member in self.log.values():
+                (joined if member.clients else left).append(member)
+        event = PresenceChange(self.channel, tuple(joined), tuple(left), self.count)
+        late = []
+        for watcher, newcomer in list(self.fresh.items()):
+            if newcomer.begun and not watcher.socket.paused:
+                if newcomer.told != self.serial and (not self.large or newcomer.count != self.count):
+                    late.append(watcher)
+                    newcomer.count = self.count
+                newcomer.told = self.serial
+                if self._whole:
+                    del self.fresh[watcher]
+        self._forget()
+        return event, late
 
-    def watch(self, channel: str, watcher: Watcher) -> None:
-        """Tell this one of every change from now on."""
-        board = self._boards.get(channel)
-        if board is None:
-            board = self._boards[channel] = Board(channel)
-            self._schedule()
-        board.watchers[watcher] = None
-
-    def unwatch(self, channel: str, watcher: Watcher) -> None:
-        """No more."""
-        board = self._boards.get(channel)
-        if board is None:
-            return
-        board.watchers.pop(watcher, None)
-        if board.behind is not None:
-            board.behind.pop(watcher, None)
-        if not board.watchers:
-            del self._boards[channel]
-            self._behind.pop(board, None)
-            if board.timer is not None:
-                board.timer.cancel()
-
-    def received(self, channel: str, item: Attendance) -> None:
-        """A message of a room."""
-        board = self._boards.get(channel)
-        if board is None:
-            return
-        board.hear(item)
-        if board.stale:
-            self._schedule()
-        self._due(board, 0.0 if item.reaped else PUSH_SECONDS)
-
-    def doubt(self) -> None:
-        """The reader was lost: every room is read again as soon as it is heard again."""
-        for board in self._boards.values():
-            board.stale = True
-
-    def tick(self) -> None:
-        """Once a second: read what is stale and some of the others, write to those who were slow."""
-        if self._boards:
-            if not self._round:
-                self._round = spread(list(self._boards.values()), READ_SECONDS)
-            for board in self._round.pop():
-                board.stale = True
-            self._schedule()
-        for board in list(self._behind):
-            self._catch_up(board)
-
-    # -- reading
-
-    def _schedule(self) -> None:
-        if not self._scheduled and not self._reading:
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._start)
-
-    def _start(self) -> None:
-        self._scheduled = False
-        if not self._reading and any(board.stale for board in self._boards.values()):
-            self._reading = True
-            self._spawn(self._read())
-
-    def _readable(self) -> list[Board]:
-        """What is stale and heard: a reading of what is not heard would soon be wrong."""
-        found = []
-        for board in self._boards.values():
-            channel = self._channels.get(board.channel) if board.stale else None
-            if channel is not None and channel.live:
-                found.append(board)
-                if len(found) == READS:
-                    break
-        return found
-
-    async def _read(self) -> None:
-        boards: list[Board] = []
-        try:
-            while boards := self._readable():
-                for board in boards:
-                    board.stale = False
-                    board.touched = {}
-                rolls = await self._store.rolls([board.channel for board in boards], LARGE)
-                for board, roll in zip(boards, rolls, strict=True):
-                    board.read(roll)
-                    self._due(board, PUSH_SECONDS)
-        except TocsinError as error:
-            log.info("a watched room could not be read", reason=error.message)
-        finally:
-            self._reading = False
-            for board in boards:
-                board.stale = True
-                board.touched = None
-
-    # -- telling
-
-    def _due(self, board: Board, seconds: float) -> None:
-        if not board.watchers:
-            return
-        if board.timer is not None:
-            if seconds:
-                return
-            board.timer.cancel()
-        board.timer = asyncio.get_running_loop().call_later(seconds, self._push, board)
-
-    def _push(self, board: Board) -> None:
-        board.timer = None
-        joined, left = board.changes.take()
-        if not joined and not left and board.count == board.told:
-            return
-        board.told = board.count
-        event = PresenceChange(board.channel, joined, left, board.count)
-        self._write(board, event, list(board.watchers), 0, {})
-
-    def _write(
-        self,
-        board: Board,
-        event: PresenceChange,
-        watchers: list[Watcher],
-        start: int,
-        encoded: dict[tuple[Conversation, Framing], Chunk],
-    ) -> None:
-        """Encode once per codec and framing, and write to the next sockets."""
-        for watcher in watchers[start : start + SLICE]:
-            if watcher not in board.watchers:
-                continue
-            if watcher.socket.paused or (board.behind is not None and watcher in board.behind):
-                self._keep(board, watcher, event)
-            else:
-                watcher.socket.write(self._encode(watcher, event, encoded))
-        if start + SLICE < len(watchers):
-            asyncio.get_running_loop().call_soon(self._write, board, event, watchers, start + SLICE, encoded)
-
-    @staticmethod
-    def _encode(watcher: Watcher, event: PresenceChange, encoded: dict[tuple[Conversation, Framing], Chunk]) -> Chunk:
-        framing = watcher.socket.framing
-        key = (watcher.codec, framing)
-        if key not in encoded:
-            said: Any = event
-            encoded[key] = framing.join([framing.text(watcher.codec.say(said).payload)])[0]
-        return encoded[key]
-
-    def _keep(self, board: Board, watcher: Watcher, event: PresenceChange) -> None:
-        """It reads too slowly: what it is not told now is joined with what follows."""
-        board.behind = board.behind or {}
-        _add(board.behind.setdefault(watcher, Changes()), event.joined, event.left)
-        self._behind[board] = None
-
-    def _catch_up(self, board: Board) -> None:
-        for watcher, changes in list((board.behind or {}).items()):
-            if not watcher.socket.paused:
-                assert board.behind is not None
-                del board.behind[watcher]
-                event = PresenceChange(board.channel, *changes.take(), board.told or 0)
-                watcher.socket.write(self._encode(watcher, event, {}))
-        if not board.behind:
-            board.behind = None
-            del self._behind[board]
-
-
-def _add(changes: Changes, joined: Iterable[Member], left: Iterable[Member]) -> None:
-    for member in joined:
-        changes.join(member)
-    for member in left:
-        changes.leave(member)
+    @property
+    def waiting(self) -> bool:
+        """Whether a newcomer that has begun was too slow to be told."""
+        return any(one.begun and one.told != self.serial for one in self.fresh.values())

@@ -8,7 +8,8 @@ from app.brokers import Attendee
 from app.brokers import Presence as Store
 from app.core.errors import BadRequest, TocsinError, Unavailable
 from app.core.messages import Attendance, PresencePage
-from app.engine.board import Boards, Watcher
+from app.engine.board import Watcher
+from app.engine.boards import Boards
 from app.engine.hub import Hub
 from app.engine.membership import Membership
 
@@ -74,11 +75,16 @@ class Presence:
         self._members.gone(channel, client)
 
     def watch(self, channel: str, watcher: Watcher) -> None:
-        """Tell a connection, which `Hub.open` holds the channel for, who comes and leaves."""
+        """Tell a connection, which `Hub.open` holds the channel for, who comes and leaves, once it is begun. For one
+        that watches already: it is held again until then.
+        """
         self._boards.watch(channel, watcher)
 
     def begin(self, channel: str, watcher: Watcher) -> None:
-        """Its `subscribed` was written: from now on it is told. Does nothing for one that does not watch."""
+        """Its list of members was written: now it is told, beginning with what it missed since `watch`. Does nothing
+        for one that does not watch.
+        """
+        self._boards.begin(channel, watcher)
 
     def unwatch(self, channel: str, watcher: Watcher) -> None:
         """No more. Does nothing for one that does not watch."""
@@ -134,6 +140,7 @@ class Presence:
         if losses != self._losses:
             self._losses = losses
             self._boards.doubt()
+            self._members.doubt()
         self._members.tick()
         self._boards.tick()
 
@@ -144,6 +151,14 @@ class Presence:
     def trust(self, until: float) -> None:
         """This worker's lease holds until then (seconds of the monotonic clock); without that nothing is written."""
         self._members.trust(until)
+
+    def suspend(self) -> None:
+        """The store does not answer: until `trust` nobody can come back, and what it was told is in doubt."""
+        self._members.suspend()
+
+    def doubt(self) -> None:
+        """Another server leads: it may have lost what the one before had taken."""
+        self._members.doubt()
 
     def assert_all(self) -> None:
         """The store did not know this worker any more: its members join again."""

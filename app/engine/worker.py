@@ -150,6 +150,7 @@ class Worker:
         self._beating = False
         self._beaten = -math.inf
         self._good_since = -math.inf
+        self._reign: bytes | None = None
         self._control = incarnation
         self._ticker: asyncio.Task[None] | None = None
         self._sampler: asyncio.TimerHandle | None = None
@@ -270,18 +271,21 @@ class Worker:
     async def _tick(self) -> None:
         while True:
             last = self._loop.time()
-            try:
-                self._roster.turn()
-                self._admissions.turn()
-                self._hub.spawn(self._refusals.turn())
-                self._hub.spawn(self._admissions.ask(self.incarnation))
-                self._hub.inquiry.check()
-                self._presence.tick()
-                if not self._beating:
-                    self._beating = True
-                    self._hub.spawn(self._beat())
-            except Exception:
-                log.exception("a tick failed")
+            if not self._beating:  # first of all: no fault of another part may cost the lease
+                self._beating = True
+                self._hub.spawn(self._beat())
+            for part in (
+                self._roster.turn,
+                self._admissions.turn,
+                lambda: self._hub.spawn(self._refusals.turn()),
+                lambda: self._hub.spawn(self._admissions.ask(self.incarnation)),
+                self._hub.inquiry.check,
+                self._presence.tick,
+            ):
+                try:
+                    part()
+                except Exception:
+                    log.exception("a tick failed")
             await asyncio.sleep(max(0.05, last + BEAT_SECONDS - self._loop.time()))
 
     async def _beat(self) -> None:
@@ -313,16 +317,21 @@ class Worker:
             )
         except TocsinError:
             self._beaten = -math.inf
+            self._presence.suspend()
             return True
         if answer == b"DEAD":
             return False
-        slot, _, others, lapsed, new, revision = answer
+        slot, _, others, lapsed, new, revision, reign = answer
         self._hub.spawn(self._refusals.compare(revision))
         self.slot = int(slot)
         self._others = {int(other) for other in others if other >= 0}
         if sent - self._beaten > LEASE_SECONDS:
             self._good_since = sent
         self._beaten = sent
+        if reign != self._reign:
+            if self._reign is not None:
+                self._presence.doubt()
+            self._reign = reign
         # The lease began when the store had the beat, which was no sooner than it was sent.
         self._presence.trust(sent + LEASE_SECONDS)
         if new and self._beats > 1:

@@ -67,7 +67,7 @@ async def test_a_member_joins_with_its_first_client_and_leaves_with_its_last(
     await until(lambda: stage.ear.items)
     assert stage.ear.attendances == [
         ("room", Attendance((Member("ada", 1, b'{"n":1}'),), (), 1)),
-        ("room", Attendance((), (Member("ada", 0, b'{"n":2}'),), 0)),
+        ("room", Attendance((), (Member("ada", 0),), 0)),
     ]
     assert stage.broker.counters().errors == 0
 
@@ -115,11 +115,11 @@ async def test_a_name_may_have_any_characters(stage: Stage, presence: RedisPrese
     assert first.cursor is not None
     rest = await presence.members("room", 1, first.cursor)
     assert {*first.members, *rest.members} == {Member(name, 1, info), Member("zz", 1)}
-    assert await presence.absent("a b 1", [("room", one)]) == []
+    assert await presence.absent("a b 1", [("room", one)]) == ([], [("room", "zz")])
     await presence.attend("room", "a b 1", [], [one.client])
     await until(lambda: len(stage.ear.attendances) == 3)
     assert stage.ear.attendances[0][1].joined == (Member(name, 1, info),)
-    assert stage.ear.attendances[2][1].left == (Member(name, 0, info),)
+    assert stage.ear.attendances[2][1].left == (Member(name, 0),)
 
 
 async def test_what_others_wrote_into_our_keys_hurts_nobody(
@@ -139,6 +139,37 @@ async def test_what_others_wrote_into_our_keys_hurts_nobody(
     assert stage.broker.counters().errors == 0
 
 
+async def test_who_is_missing_in_one_hash_is_put_back_by_being_told_again(
+    stage: Stage, presence: RedisPresence, store: redis.Redis, prefix: str
+) -> None:
+    await stage.subscribe("room")
+    everyone = attendees("c1=ada", "c2=ada", "c3=bob", "c4=eve")
+    await presence.attend("room", "a", everyone, [])
+    store.hdel(f"{prefix}:{{room}}:users", "ada", "eve")
+    await presence.attend("room", "a", everyone[:3], [])
+    await presence.attend("room", "b", everyone[3:], [])
+    page = await presence.members("room", 10, None)
+    assert set(page.members) == {Member("ada", 2), Member("bob", 1), Member("eve", 1)}
+    await until(lambda: len(stage.ear.attendances) == 3)
+    assert [names(item.joined) for _, item in stage.ear.attendances[1:]] == [["ada"], ["eve"]]
+
+
+async def test_of_a_large_room_a_message_has_only_the_number(stage: Stage, presence: RedisPresence) -> None:
+    await stage.subscribe("room")
+    everyone = attendees(*(f"m{number}" for number in range(502)), info=b'{"n":1}')
+    await presence.attend("room", "a", everyone[:500], [])
+    await presence.attend("room", "a", everyone[500:], [])
+    await presence.attend("room", "a", [], ["m0"])
+    await presence.attend("room", "a", [], ["m1"])
+    await presence.attend("room", "a", everyone[:2], [])
+    assert await presence.reap("room", "a") == 502
+    await until(lambda: stage.ear.attendances and stage.ear.attendances[-1][1].reaped)
+    first, *middle, back, _ = (item for _, item in stage.ear.attendances)
+    assert (len(first.joined), first.count) == (500, 500)
+    assert middle == [Attendance((), (), 502), Attendance((), (), 501), Attendance((), (Member("m1", 0),), 500)]
+    assert back == Attendance((), (), 502)
+
+
 async def test_where_one_hash_is_lost_the_room_begins_anew(
     stage: Stage, presence: RedisPresence, store: redis.Redis, prefix: str
 ) -> None:
@@ -146,9 +177,9 @@ async def test_where_one_hash_is_lost_the_room_begins_anew(
     await presence.attend("room", "a", [ada, bob], [])
     store.delete(f"{prefix}:{{room}}:users")
     lost = await presence.absent("a", [("room", ada), ("room", bob)])
-    assert lost == [0, 1]
+    assert lost == ([0, 1], [])
     await presence.attend("room", "a", [ada, bob], [])
-    assert await presence.absent("a", [("room", ada), ("room", bob)]) == []
+    assert await presence.absent("a", [("room", ada), ("room", bob)]) == ([], [])
     assert (await presence.members("room", 10, None)).count == 2
 
 
@@ -216,6 +247,18 @@ async def test_many_rooms_are_read_at_once_and_of_large_ones_only_the_number(
     assert all(roll.members is None for roll in rolls[21:30])
 
 
+async def test_a_look_brings_back_who_was_not_asked_for_in_small_rooms(stage: Stage, presence: RedisPresence) -> None:
+    ada, bob, *crowd = attendees("c1=ada", "c2=bob", *(f"m{number}" for number in range(200)))
+    for room in ("room", "hall"):
+        await presence.attend(room, "a", [ada, bob], [])
+    await presence.attend("room", "b", attendees("c3"), [])
+    await presence.attend("large", "a", crowd, [])
+    asked = [("room", ada), ("hall", bob), ("hall", ada), ("large", crowd[0])]
+    assert await presence.absent("a", asked) == ([], [("room", "c2")])
+    look = await presence.absent("a", [("room", crowd[0])] * 600)
+    assert look == (list(range(600)), [("room", "c1"), ("room", "c2")])
+
+
 async def test_a_room_does_not_live_for_ever(
     stage: Stage, presence: RedisPresence, store: redis.Redis, prefix: str
 ) -> None:
@@ -267,14 +310,16 @@ async def test_in_a_new_reign_nobody_is_buried_at_first(prefix: str, own_server:
 async def test_a_beat_says_whose_lease_is_over_and_forgets_nobody(
     stage: Stage, presence: RedisPresence, store: redis.Redis, prefix: str
 ) -> None:
-    slot, _, others, lapsed, new, revision = await beat(stage, prefix, "a", 60)
+    slot, _, others, lapsed, new, revision, reign = await beat(stage, prefix, "a", 60)
     assert (slot, others, lapsed, new, revision) == (0, [], [], 1, b"0")
-    slot, _, others, lapsed, new, _ = await beat(stage, prefix, "b", 60)
+    noted: Any = store.get(f"{prefix}:{{workers}}:reign")
+    assert noted.split()[0] == reign
+    slot, _, others, lapsed, new, _, _ = await beat(stage, prefix, "b", 60)
     assert (slot, others, lapsed, new) == (1, [0], [], 1)
     store.delete(f"{prefix}:{{workers}}:lease:a")
     store.zadd(f"{prefix}:{{workers}}:all", {"a": 1.0})  # its last beat was in 1970
     store.set(f"{prefix}:{{workers}}:refused-revision", 7)  # somebody was revoked
-    _, _, others, lapsed, new, revision = await beat(stage, prefix, "b", 60)
+    _, _, others, lapsed, new, revision, _ = await beat(stage, prefix, "b", 60)
     assert (others, lapsed, new, revision) == ([], [b"a"], 0, b"7")
 
 

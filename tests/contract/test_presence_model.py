@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.brokers import Attendee, Fate
+from app.brokers import presence as module
 from app.brokers.presence import RedisPresence
 from tests.contract.stage import Stage, connected, until
 from tests.stage.redis import RedisServer
@@ -33,6 +36,7 @@ STEPS = st.lists(
         st.tuples(st.just("lapse"), worker),
         st.tuples(st.just("clear up"), worker, worker),
         st.tuples(st.just("die"), worker, worker),
+        st.tuples(st.just("claim lapses"), worker),
         st.tuples(st.just("reap again"), worker),
     ),
     min_size=10,
@@ -63,6 +67,7 @@ class Play:
         self.presence = RedisPresence(stage.broker.script, prefix)
         self.workers = [Worker(number) for number in range(WORKERS)]
         self.members: dict[str, tuple[str, Attendee]] = {}
+        self.claims: dict[str, str] = {}
         self.last: tuple[str, list[Attendee], list[str]] | None = None
 
     async def perform(self, step: tuple[Any, ...]) -> None:
@@ -90,6 +95,8 @@ class Play:
                 self.workers[number].leased = False
             case ("clear up", number, by):
                 await self.clear_up(self.workers[number], self.workers[by].incarnation)
+            case ("claim lapses", number):
+                self.lapse_claim(self.workers[number].incarnation)
             case ("die", number, by):
                 await self.perform(("lapse", number))
                 await self.perform(("clear up", number, by))
@@ -135,15 +142,20 @@ class Play:
         await self.reap(ghost)
 
     async def clear_up(self, one: Worker, by: str) -> None:
-        self.store.delete(f"{self.prefix}:{{workers}}:reaper:{one.incarnation}")
         fate = await self.presence.bury(one.incarnation, by)
-        assert fate is (Fate.ALIVE if one.leased else Fate.DEAD)
+        taken = self.claims.get(one.incarnation, by) != by
+        assert fate is (Fate.ALIVE if one.leased else Fate.TAKEN if taken else Fate.DEAD)
         if fate is Fate.DEAD:
             one.buried = True
+            self.claims[one.incarnation] = by
             done: list[str] = []
             while done := await self.presence.estate(one.incarnation, done):
                 assert done == [ROOM]
                 await self.reap(one.incarnation)
+
+    def lapse_claim(self, incarnation: str) -> None:
+        self.store.delete(f"{self.prefix}:{{workers}}:reaper:{incarnation}")
+        self.claims.pop(incarnation, None)
 
     async def reap(self, incarnation: str) -> None:
         theirs = [who for who, (owner, _) in self.members.items() if owner == incarnation]
@@ -178,6 +190,20 @@ class Play:
             assert item.count == len(here)
             assert item.joined == () or not item.reaped
         assert set(here) == {one.member for _, one in self.members.values()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _steps_are_small(redis_server: RedisServer) -> Iterator[None]:
+    """A room of a few clients takes several steps of HSCAN, and who clears up keeps that to itself for a whole run."""
+    with redis_server.client() as store, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "STEP", 2)
+        patch.setattr(module, "CLAIM_MS", 60_000)
+        before: dict[str, str] = store.config_get("hash-max-*-entries")
+        for name in before:
+            store.config_set(name, 2)
+        yield
+        for name, value in before.items():
+            store.config_set(name, value)
 
 
 @settings(max_examples=100, deadline=None)

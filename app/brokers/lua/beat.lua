@@ -3,8 +3,8 @@
 -- ARGV 1 lease key prefix (same hash slot as KEYS), 2 incarnation, 3 node, 4 lease TTL (ms), 5 slot held (-1: none yet),
 --      6 slots that may be claimed (0..n-1), 7 metrics snapshot (JSON)
 -- A lease is "<node>\n<slot>\n<snapshot>". Returns {slot, now (ms), slots of the other living workers of the node,
--- incarnations without a lease, 1 if this one was not known, revision of the revocations}, or DEAD for one that was
--- buried. Who is not known any more to `KEYS 1` has been reaped: nothing is forgotten there by time.
+-- incarnations without a lease, 1 if this one was not known, revision of the revocations, this server's reign}, or DEAD
+-- for one that was buried. Who is not known any more to `KEYS 1` has been reaped: nothing is forgotten there by time.
 
 local server, refusal = reign()
 if not server then return refusal end
@@ -37,4 +37,4 @@ local new = redis.call('ZADD', KEYS[1], digits(now), ARGV[2])
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', digits(now - DAY))
 redis.call('PEXPIRE', KEYS[4], digits(DAY))
 reigning_since(KEYS[3], server, now)
-return {slot, digits(now), others, lapsed, new, redis.call('GET', KEYS[5]) or '0'}
+return {slot, digits(now), others, lapsed, new, redis.call('GET', KEYS[5]) or '0', server}

@@ -4,6 +4,8 @@
 -- members  hash  client -> "<bytes of incarnation> <bytes of member> <incarnation><member><info>"
 -- users    hash  member -> "<clients> <info of the newest>"
 
+local LARGE = 500 -- members from which on a message says only how many there are; the same as in `board.py`
+
 local function write_client(incarnation, member, info)
   return #incarnation .. ' ' .. #member .. ' ' .. incarnation .. member .. info
 end
@@ -51,12 +53,13 @@ local function change(roll, member, clients, info)
   if info then roll.info[member] = info end
 end
 
-local function entry(roll, member)
+local function joiner(roll, member)
   return '{"member":' .. cjson.encode(member) .. ',"clients":' .. digits(roll.is[member]) ..
     ',"info":' .. cjson.encode(roll.info[member]) .. '}'
 end
 
--- Write what has changed and tell who has come and who has left, in one message. Returns the number of members.
+-- Write what has changed and tell who has come and who has left, in one message; in a large room, that somebody has.
+-- Returns the number of members.
 local function close_roll(roll, channel, attributes)
   local joined, left = {}, {}
   for _, member in ipairs(roll.names) do
@@ -64,15 +67,17 @@ local function close_roll(roll, channel, attributes)
     if is == 0 then
       if was > 0 then
         redis.call('HDEL', roll.key, member)
-        left[#left + 1] = entry(roll, member)
+        left[#left + 1] = '{"member":' .. cjson.encode(member) .. '}'
       end
     elseif is ~= was or roll.info[member] ~= roll.known[member] then
       redis.call('HSET', roll.key, member, digits(is) .. ' ' .. roll.info[member])
-      if was == 0 then joined[#joined + 1] = entry(roll, member) end
+      if was == 0 then joined[#joined + 1] = member end
     end
   end
   local count = redis.call('HLEN', roll.key)
   if #joined + #left > 0 then
+    if count > LARGE then joined, left = {}, {} end
+    for at, member in ipairs(joined) do joined[at] = joiner(roll, member) end
     redis.call('PUBLISH', channel, '- p' .. attributes .. '\n{"joined":[' .. table.concat(joined, ',') ..
       '],"left":[' .. table.concat(left, ',') .. '],"count":' .. digits(count) .. '}')
   end
