@@ -31,6 +31,7 @@ from app.core.errors import Code, TocsinError
 from app.core.limits import Rate, Rates
 from app.core.messages import Welcome
 from app.edge.access import Access
+from app.edge.administration import Administration
 from app.edge.answers import answer, refusal
 from app.edge.gate import Gate
 from app.edge.http import BodyLimit, Rest, describe
@@ -189,14 +190,8 @@ def create_app(settings: Settings) -> Tocsin:
         problems=worker.problems,
         new_client=lambda: secrets.token_urlsafe(12),
     )
-    rest = Rest(
-        rules=settings.channels,
-        broker=broker,
-        worker=worker,
-        max_message=settings.max_message,
-        presence=presence,
-        refusals=refusals,
-    )
+    rest = Rest(settings.channels, broker, settings.max_message, presence)
+    administration = Administration(settings.channels, broker, worker, refusals)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -237,6 +232,7 @@ def create_app(settings: Settings) -> Tocsin:
             max_age=600,
         )
     app.include_router(rest.router(_connect_check(websocket_edge)))
+    app.include_router(administration.router())
     metrics_token = None if settings.metrics_token is None else settings.metrics_token.get_secret_value()
     app.include_router(Ops(worker, metrics_token).router())
     _answer_errors(app)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.core.errors import Forbidden, Unauthorized
-from app.core.messages import ChannelRule, Verb, matches
+from app.core.messages import ChannelRule, Verb, check_channel, matches
 
 CLAIM = "tocsin"
 """The claim of a token that says what its bearer may do."""
@@ -139,6 +139,19 @@ def _unreadable(verb: str) -> Unauthorized:
         f"the token's `{CLAIM}.{verb}` must be a list of at most {LONGEST} channel patterns, "
         f"each a string of at most {LONGEST} characters"
     )
+
+
+def rule_of(rules: Sequence[ChannelRule], channel: str) -> ChannelRule:
+    """The rule of a channel that somebody names.
+
+    Raises:
+        BadChannel: the name is none.
+        Forbidden: no rule covers it: it does not exist here.
+    """
+    rule = rule_for(rules, check_channel(channel))
+    if rule is None:
+        raise Forbidden("no rule of this service covers this channel")
+    return rule
 
 
 def rule_for(rules: Sequence[ChannelRule], channel: str) -> ChannelRule | None:

@@ -22,7 +22,7 @@ from app.core.errors import (
     TooManySubscriptions,
     UnsupportedType,
 )
-from app.core.identity import Identity, rule_for
+from app.core.identity import Identity, rule_for, rule_of
 from app.core.limits import Meter
 from app.core.messages import (
     Acknowledged,
@@ -52,7 +52,6 @@ from app.core.messages import (
     Unsubscribe,
     Unsubscribed,
     Verb,
-    check_channel,
 )
 
 PATIENCE = 20
@@ -372,9 +371,7 @@ class NativeSession:
         return Store(draft, command.ref)
 
     def _require(self, verb: Verb, channel: str) -> ChannelRule:
-        rule = rule_for(self.rules, check_channel(channel))
-        if rule is None:
-            raise Forbidden("no rule of this service covers this channel")
+        rule = rule_of(self.rules, channel)
         self.identity.require(verb, channel, rule)
         return rule
 

@@ -1,4 +1,4 @@
-"""REST: publish, read, list, clear; one error model; bodies bounded while they stream."""
+"""REST: publish and read; one error model; bodies bounded while they stream."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import base64
 import binascii
 import json as stdlib_json
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -19,34 +18,27 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.brokers import Broker
-from app.core.errors import BadRequest, Code, Forbidden, TocsinError, TooLarge
-from app.core.identity import Identity, rule_for
-from app.core.messages import ChannelRule, Draft, Kind, Position, Published, Verb, check_channel
+from app.core.errors import BadRequest, Code, TocsinError, TooLarge
+from app.core.identity import Identity, rule_of
+from app.core.messages import ChannelRule, Draft, Kind, Position, Published, Verb
 from app.edge.answers import json, refusal
 from app.edge.gate import caller
 from app.edge.models import (
     CHANNEL_FORM,
     CURSOR_FORM,
-    USER_FORM,
     Absent,
     Addressed,
     Batch,
     BatchResults,
     Body,
-    Channels,
-    Disconnect,
     ErrorModel,
     History,
     Id,
     Key,
     MembersModel,
     PublishedModel,
-    Revoke,
 )
-from app.engine.admissions import LEEWAY_SECONDS
 from app.engine.presence import Presence
-from app.engine.refusals import Refusals
-from app.engine.worker import Worker
 from app.protocols import native
 
 BODY_LIMIT = 1_048_576
@@ -54,23 +46,9 @@ PAGE_BYTES = 1_048_576
 DEPTH = 32
 _BODILESS = {"GET", "HEAD", "OPTIONS", "DELETE"}
 
-REVOKED_SECONDS = 30 * 86_400
-"""For how long a token is refused whose end is not given."""
-_NOBODY: dict[int | str, dict[str, Any]] = {
-    404: {"model": ErrorModel, "description": "No user or token can have such a name."}
-}
-UserPath = Annotated[
-    str,
-    Path(
-        min_length=1, max_length=256, description="`sub` of its tokens.", examples=["ada"], json_schema_extra=USER_FORM
-    ),
-]
-TokenPath = Annotated[
-    str,
-    Path(
-        min_length=1, max_length=256, description="`jti` of the token.", examples=["5f0c"], json_schema_extra=USER_FORM
-    ),
-]
+SLICE = 64
+"""Messages of a batch that are taken in one turn of the loop."""
+Outcome = asyncio.Future[Published | TocsinError]
 ChannelPath = Annotated[
     str,
     Path(description="1 to 128 of A-Z a-z 0-9 _ . : @ -", examples=["room:42"], json_schema_extra=CHANNEL_FORM),
@@ -97,15 +75,12 @@ class Rest:
     Attributes:
         max_message: bytes of a message at most; base64 counts as encoded.
         presence: who is where.
-        refusals: revocations.
     """
 
     rules: Sequence[ChannelRule]
     broker: Broker
-    worker: Worker
     max_message: int
     presence: Presence
-    refusals: Refusals
 
     def router(self, connect: Callable[[Request], Awaitable[None]]) -> APIRouter:
         """The routes; `connect` checks a request as the upgrade of `/ws` would be."""
@@ -143,7 +118,12 @@ class Rest:
             """Publish up to 1,000 messages, in order. Each succeeds or fails by itself."""
             identity = caller(request).identity
             caller(request).charge(len(body.messages) - 1)  # one is charged at the gate
-            outcomes = await asyncio.gather(*(self._store_checked(identity, item) for item in body.messages))
+            under_way: list[Outcome] = []
+            for item in body.messages:
+                under_way.append(self._store_checked(identity, item))
+                if len(under_way) % SLICE == 0:
+                    await asyncio.sleep(0)  # others have their turn
+            outcomes = await asyncio.gather(*under_way)
             results = [
                 {"error": native.error_object(outcome)} if isinstance(outcome, TocsinError) else _published(outcome)
                 for outcome in outcomes
@@ -175,26 +155,6 @@ class Rest:
             messages = [native.message(channel, item) for item in extract.publications]
             return json(200, {"messages": messages, "position": str(extract.position), "complete": extract.complete})
 
-        @router.delete("/channels/{channel}/messages", status_code=204, tags=["administration"])
-        async def clear(request: Request, channel: ChannelPath) -> Response:
-            """Forget the log of a channel. Its subscribers are told. Needs an API key with `admin`."""
-            _require_admin(request)
-            self._rule(channel)
-            await self.broker.clear(channel)
-            return Response(status_code=204)
-
-        @router.get("/channels", response_model=Channels, tags=["administration"])
-        async def channels(
-            request: Request,
-            prefix: Annotated[str, Query(max_length=128)] = "",
-            cursor: Annotated[str, Query(max_length=128)] = "",
-        ) -> Response:
-            """Channels with a subscriber on any worker. Needs an API key with `admin`."""
-            _require_admin(request)
-            found, following = await self.worker.channels(prefix, cursor)
-            listed = [{"channel": name, "subscribers": count} for name, count in found]
-            return json(200, {"channels": listed, "cursor": following})
-
         @router.get("/channels/{channel}/members", response_model=MembersModel, tags=["presence"])
         async def members(
             request: Request,
@@ -208,23 +168,6 @@ class Rest:
             self._require(caller(request).identity, Verb.PRESENCE, channel)
             return json(200, native.members_object(await self.presence.members(channel, limit, cursor)))
 
-        @router.post("/users/{user:path}/disconnect", status_code=202, responses=_NOBODY, tags=["administration"])
-        async def disconnect(request: Request, user: UserPath, body: Disconnect) -> Response:
-            """Close all sockets of a user, on every worker, with 4403, and refuse it for `refuse_seconds`. Needs an API
-            key with `admin`.
-            """
-            _require_admin(request)
-            await self.refusals.refuse_user(user, body.refuse_seconds)
-            return json(202, {})
-
-        @router.post("/tokens/{jti:path}/revoke", status_code=202, responses=_NOBODY, tags=["administration"])
-        async def revoke(request: Request, jti: TokenPath, body: Revoke) -> Response:
-            """Refuse one token, and close its sockets with 4403 on every worker. Needs an API key with `admin`."""
-            _require_admin(request)
-            until = time.time() + REVOKED_SECONDS if body.expires_at is None else body.expires_at + LEEWAY_SECONDS
-            await self.refusals.refuse_token(jti, until)
-            return json(202, {})
-
         @router.get("/connect", status_code=204, tags=["connections"])
         async def check_connect(request: Request) -> Response:
             """Answer as the upgrade of `/ws` with the same query would: 204, or its refusal, which browsers hide. What
@@ -236,14 +179,8 @@ class Rest:
 
         return router
 
-    def _rule(self, channel: str) -> ChannelRule:
-        rule = rule_for(self.rules, check_channel(channel))
-        if rule is None:
-            raise Forbidden("no rule of this service covers this channel")
-        return rule
-
     def _require(self, identity: Identity, verb: Verb, channel: str) -> ChannelRule:
-        rule = self._rule(channel)
+        rule = rule_of(self.rules, channel)
         identity.require(verb, channel, rule)
         return rule
 
@@ -263,30 +200,28 @@ class Rest:
             ephemeral=ephemeral,
         )
 
-    async def _store(self, draft: Draft) -> Published | TocsinError:
-        outcome: asyncio.Future[Published | TocsinError] = asyncio.get_running_loop().create_future()
+    def _store(self, draft: Draft) -> Outcome:
+        outcome: Outcome = asyncio.get_running_loop().create_future()
 
         def receive(result: Published | TocsinError) -> None:
             if not outcome.done():
                 outcome.set_result(result)
 
         self.broker.publish(draft, receive)
-        return await outcome
+        return outcome
 
-    async def _store_checked(self, identity: Identity, item: Any) -> Published | TocsinError:
+    def _store_checked(self, identity: Identity, item: Any) -> Outcome:
+        refused: TocsinError
         try:
             body = Addressed.model_validate(item)
-            draft = self._draft(identity, body.channel, body)
+            return self._store(self._draft(identity, body.channel, body))
         except ValidationError as error:
-            return BadRequest(describe(error.errors(include_url=False, include_input=False)))
+            refused = BadRequest(describe(error.errors(include_url=False, include_input=False)))
         except TocsinError as error:
-            return error
-        return await self._store(draft)
-
-
-def _require_admin(request: Request) -> None:
-    if not caller(request).identity.admin:
-        raise Forbidden("administration needs an API key with `admin`")
+            refused = error
+        outcome: Outcome = asyncio.get_running_loop().create_future()
+        outcome.set_result(refused)
+        return outcome
 
 
 def _published(outcome: Published) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from app.brokers import Broker
-from app.core.errors import BadRequest, Close, Draining, Forbidden, TocsinError, Unavailable
-from app.core.identity import Identity, rule_for
-from app.core.messages import ChannelRule, Position, Subscribe, Verb, Welcome, check_channel
+from app.core.errors import BadRequest, Close, Draining, TocsinError, Unavailable
+from app.core.identity import Identity, rule_of
+from app.core.messages import ChannelRule, Position, Subscribe, Verb, Welcome
 from app.core.session import NativeSession, PlainSession
 from app.edge.access import Access
 from app.edge.answers import answer
@@ -118,10 +118,8 @@ class WebSocketEdge:
         return request
 
     def _check_plain(self, request: Request, query: Mapping[str, str]) -> Request:
-        channel = check_channel(query.get("channel", DEFAULT_CHANNEL))
-        rule = rule_for(self.rules, channel)
-        if rule is None:
-            raise Forbidden("no rule of this service covers this channel")
+        channel = query.get("channel", DEFAULT_CHANNEL)
+        rule = rule_of(self.rules, channel)
         history = _number(query.get("history", "0"), HISTORY)
         since = Position.parse(query["since"]) if query.get("since") else None
         request.identity.require(Verb.SUBSCRIBE, channel, rule)
