@@ -323,7 +323,7 @@ async def test_the_library_asks_our_reader_for_each_part(monkeypatch: pytest.Mon
         return original(segment, name)
 
     monkeypatch.setattr(_Jws, "_decode_base64url_segment", staticmethod(read))
-    assert (await BY_SECRET.verify(jwt.encode(claims(), SECRET))).user == "ada"
+    assert (await Tokens(TokenRules(("HS256",), secret=SECRET)).verify(jwt.encode(claims(), SECRET))).user == "ada"
     assert seen == ["header", "payload", "crypto"]
     assert type(BY_SECRET._jwt._jws) is _Jws
     assert BY_SECRET._jwt._jws.get_algorithms() == ["HS256"]
@@ -334,3 +334,66 @@ async def test_the_secret_is_the_text_as_it_stands() -> None:
         start = f"{part({'alg': 'HS256'})}.{part(claims())}"
         token = f"{start}.{part(hmac.new(text.encode(), start.encode(), sha256).digest())}"
         assert (await Tokens(TokenRules(("HS256",), secret=text)).verify(token)).user == "ada"
+
+
+TIMES = st.one_of(
+    st.integers(-20, 20).map(lambda seconds: int(time.time()) + seconds),
+    st.floats(-20, 20).map(lambda seconds: time.time() + seconds),
+    st.sampled_from([True, None, "1790000000", 1e400, -1, 2**70, [1], "", 4e9]),
+)
+
+
+@STEADY
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "sub": st.one_of(st.text(max_size=4), st.sampled_from([7, None, "x" * 300, "a\x00"])),
+            "exp": TIMES,
+            "iat": TIMES,
+            "nbf": TIMES,
+            "jti": st.one_of(st.text(max_size=3), st.sampled_from([7, None])),
+            "aud": st.sampled_from(["web", "other", ["web"], ["other"], 7, None]),
+            "iss": st.sampled_from(["me", "other", ["me"], None]),
+            "tocsin": st.sampled_from([{}, {"publish": ["*"]}, {"publish": "*"}, [], None]),
+        },
+    ),
+    st.sampled_from([(None, None), ("web", None), (None, "me"), ("web", "me")]),
+    st.booleans(),
+)
+async def test_a_header_that_is_known_again_lets_nothing_in_that_the_library_would_not(
+    more: dict[str, Any], expected: tuple[str | None, str | None], forged: bool
+) -> None:
+    """Each token before two verifiers: to one its header is new, and the other has seen it before."""
+    rules = TokenRules(("HS256",), secret=SECRET, audience=expected[0], issuer=expected[1])
+    fresh, used = Tokens(rules), Tokens(rules)
+    await used.verify(jwt.encode(claims(aud=expected[0] or "any", iss=expected[1] or "any"), SECRET, "HS256"))
+    assert used._heads
+    payload = json.dumps({**claims(), **more}).encode()
+    header = {"typ": "JWT", "alg": "HS256"}
+    token = signed(header, payload, SECRET + "x" if forged else SECRET)
+    told = []
+    for tokens in (fresh, used):
+        try:
+            told.append(str(await tokens.verify(token)))
+        except Unauthorized as error:
+            told.append(error.message)
+    assert told[0] == told[1]
+
+
+async def test_an_ordinary_token_is_known_by_its_header() -> None:
+    tokens = Tokens(TokenRules(("HS256", "HS512"), secret=SECRET * 2))
+    for algorithm in ("HS256", "HS512"):
+        await tokens.verify(jwt.encode(claims(), SECRET * 2, algorithm))
+    assert len(tokens._heads) == 1
+    good = jwt.encode(claims(sub="eve"), SECRET * 2, "HS256")
+    assert tokens._recognise(good) is not None
+    head, payload, signature = good.split(".")
+    for bad in (
+        f"{head}.{payload}.{signature[:-2]}AA",
+        f"{head}.{payload}.",
+        f"{head}.{payload}",
+        f"{head}..{signature}",
+    ):
+        assert tokens._recognise(bad) is None
+    assert Tokens(TokenRules(("HS256",), secret=SECRET))._recognise(good) is None
