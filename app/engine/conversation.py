@@ -212,7 +212,8 @@ class NativeConnection(Connection):
             if self._is_opening(command):
                 held = False
                 self._perform(self.session.on_opened(command, resumed, present))
-                self._presence.begin(command.channel, self)
+                if present is not None:
+                    self._presence.begin(command.channel, self)
                 self.hear(channel, follower)
         except TocsinError as error:
             self._fail(command, error)

@@ -159,7 +159,8 @@ async def test_connections_of_a_user_are_counted_over_all_workers(redis_server: 
 
 
 async def test_connections_of_an_address_are_counted_and_it_cannot_be_made_up(redis_server: RedisServer) -> None:
-    with Service(redis_server.url, redis_prefix="by-address", workers=2, max_connections_per_address="12") as service:
+    settings = {"allow_anonymous": "true", "max_connections_per_address": "12"}
+    with Service(redis_server.url, redis_prefix="by-address", workers=2, settings=settings) as service:
         async with contextlib.AsyncExitStack() as stack:
             async with asyncio.timeout(20):
                 while not all([await refused(service) for _ in range(6)]):
