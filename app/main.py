@@ -196,7 +196,7 @@ def create_app(settings: Settings) -> Tocsin:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         logs.configure(settings.log_format, settings.log_level)
-        hub.start(catchup.scattered, worker.on_control, refusals.forget, presence.received)
+        hub.start(catchup.scattered, worker.on_control, worker.on_lost, presence.received)
         broker.start(hub, incarnation)
         worker.start()
         yield

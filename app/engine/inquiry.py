@@ -20,7 +20,7 @@ PAGE = 128
 TOPS = 512
 """Channels in one call of `Broker.read_tops`."""
 RETRY_SECONDS = 0.5
-CHECK_SECONDS = 15
+CHECK_SECONDS = 9
 
 Spawn = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -79,14 +79,17 @@ class Inquiry:
         self._again.clear()
 
     def check(self) -> None:
-        """Once a second: ask where a fifteenth of the channels stand. A live message that was lost in an idle channel
-        is found by this within `CHECK_SECONDS`.
+        """Once a second: ask where a part of the channels stand. A live message that was lost in an idle channel is
+        found by this within `CHECK_SECONDS`, or twice that in a channel that is new.
         """
         if not self._checks:
-            self._checks = list(self._channels.values())
+            self._checks = list(self._channels.values())[::-1]
         count = -(-len(self._channels) // CHECK_SECONDS)
-        turn, self._checks = self._checks[:count], self._checks[count:]
-        batch = [channel for channel in turn if channel.live]
+        batch: list[Channel] = []
+        while self._checks and len(batch) < count:  # those that are gone take nobody's turn
+            channel = self._checks.pop()
+            if channel.live and self._channels.get(channel.name) is channel:
+                batch.append(channel)
         for start in range(0, len(batch), TOPS):
             self._spawn(self._check(batch[start : start + TOPS]))
 

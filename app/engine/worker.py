@@ -232,6 +232,13 @@ class Worker:
         names = names[:PAGE]
         return names, names[-1][0] if more and names else None
 
+    def on_lost(self) -> None:
+        """The reader is lost. What it missed of revocations is read at once, and what comes before it is back is found
+        by the beats.
+        """
+        self._refusals.forget()
+        self._hub.spawn(self._refusals.read())
+
     def on_control(self, message: bytes) -> None:
         """A message from another worker (or from this one)."""
         try:
