@@ -84,7 +84,7 @@ async def test_a_short_refusal_disconnects_also_where_it_is_heard_late(
         await other.turn()
         assert other.users() == ["ada", "ada"]
         other.now += 2
-        assert not refused(other, who("ada")) or not other.known
+        assert not other.refuses(who("ada"))
         await other.turn()
         other.forget()
         await other.turn()

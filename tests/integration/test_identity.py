@@ -300,7 +300,7 @@ async def test_a_disconnected_user_may_return_at_once(fast: Service) -> None:
         assert disconnect(fast, user) == 202
         assert await one.code() == await two.code() == 4403
     async with converse(fast, token=token(user)) as back:
-        assert await back.silent(1.5) is not False
+        assert await back.silent(1.5)
         assert (await back.ask("ping"))["type"] == "pong"
 
 
@@ -324,7 +324,7 @@ def test_revoking_needs_an_administrator_and_a_body_that_makes_sense(fast: Servi
     def ask(path: str, body: Any, headers: dict[str, str]) -> int:
         return httpx.post(f"{fast.url}/api/v1/{path}", json=body, headers=headers, verify=NO_TLS).status_code
 
-    assert ask("users/ada/disconnect", {}, {"x-api-key": "b" * 20}) in {202, 403}
+    assert ask("users/ada/disconnect", {}, {"x-api-key": "b" * 20}) == 202  # a bare key may do all
     assert ask("users/eve/disconnect", {}, bearer(token())) == 403
     assert ask("users/eve/disconnect", {"refuse_seconds": -1}, ADMIN) == 422
     assert ask("users/eve/disconnect", {"refuse_seconds": "soon"}, ADMIN) == 422
@@ -334,7 +334,7 @@ def test_revoking_needs_an_administrator_and_a_body_that_makes_sense(fast: Servi
 
 
 async def test_revocations_survive_a_restart_of_redis_and_hold_while_it_is_away(redis_server: RedisServer) -> None:
-    user, jti = somebody(), secrets.token_hex(8)
+    user = somebody()
     with (
         RedisServer(appendonly="yes", appendfsync="always") as server,
         Service(server.url, workers=2, redis_prefix="refused", settings=SETTINGS) as service,
@@ -345,7 +345,7 @@ async def test_revocations_survive_a_restart_of_redis_and_hold_while_it_is_away(
             until(lambda: service.get("/readyz").status_code == 503)
             assert await status(service, authorization=f"Bearer {token()}") == 503
             assert await status(service, authorization=f"Bearer {token(user)}") in {403, 503}
-            assert disconnect(service, jti) == 503
+            assert disconnect(service, somebody()) == 503
             server.start()
             until(service.all_ready, 30)
             for _ in range(8):  # on whichever worker: one that is not ready yet says so
