@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tocsin.chances import Chances
 from tocsin.client import Client
-from tocsin.connecting import Chances, connect
+from tocsin.connecting import connect
 from tocsin.errors import (
     AlreadySubscribed,
     BadChannel,
@@ -41,6 +42,63 @@ from tocsin.errors import (
 from tocsin.events import Ack, Change, Event, Gap, Member, Members, Message, Page, Presence, State
 from tocsin.line import Backoff
 from tocsin.plain import PlainClient
+from tocsin.posting import Post
 from tocsin.room import Room
 
+if TYPE_CHECKING:
+    from tocsin.publisher import AsyncPublisher, Publisher
+
 __version__ = "0.1.0"
+__all__ = [
+    "Ack",
+    "AlreadySubscribed",
+    "AsyncPublisher",
+    "Backoff",
+    "BadChannel",
+    "BadPosition",
+    "BadRequest",
+    "Chances",
+    "Change",
+    "Client",
+    "Closed",
+    "Conflict",
+    "Draining",
+    "Event",
+    "Forbidden",
+    "Gap",
+    "Gone",
+    "Member",
+    "Members",
+    "Message",
+    "NotFound",
+    "NotSubscribed",
+    "OutboxFull",
+    "Page",
+    "PlainClient",
+    "Post",
+    "Presence",
+    "PublishTimeout",
+    "Publisher",
+    "RateLimited",
+    "Room",
+    "State",
+    "Stopped",
+    "Timeout",
+    "TocsinError",
+    "TooLarge",
+    "TooManySubscriptions",
+    "Unauthorized",
+    "Unavailable",
+    "UnknownType",
+    "UnsupportedType",
+    "connect",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The publishers, whose httpx only those need who use them."""
+    if name in {"AsyncPublisher", "Publisher"}:
+        from tocsin import publisher  # noqa: PLC0415 - on demand
+
+        return getattr(publisher, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -88,7 +88,7 @@ class Client:
         Raises:
             TocsinError: on entering, if the service refuses it.
         """
-        return Subscribing(self, channel, since, history, presence, queue)
+        return Subscribing(lambda: self._enter(channel, since, history, presence, queue or self._queue))
 
     async def publish(
         self,
@@ -107,6 +107,7 @@ class Client:
         already on their way: await each where the order matters.
 
         Args:
+            channel: 1 to 128 of `A-Z a-z 0-9 _ . : @ -`.
             data: any JSON; bytes are published as binary.
             key: names this message, 16 to 64 of `A-Z a-z 0-9 _ -`; without one it is made.
             ephemeral: not logged, not repeated, outside the promise.
@@ -135,9 +136,12 @@ class Client:
         limit: int = 100,
         timeout: float | None = None,
     ) -> Page:
-        """Read the log: with `since` the first messages after it, else the newest ones; ascending, both exclusive.
+        """Read the log: with `since` the first messages after it, else the newest ones; ascending.
 
         Args:
+            channel: whose log.
+            since: only what comes after this position.
+            before: only what comes before this position.
             limit: 1 to 1,000; a page also ends at a mebibyte.
             timeout: seconds; None: until there is an answer, over whatever connection.
 
@@ -178,21 +182,6 @@ class Client:
 
     # For rooms
 
-    async def enter(
-        self, channel: str, since: str | None, history: int, presence: Attendance, queue: int | None
-    ) -> Room:
-        """Subscribe, and wait until the channel is live."""
-        self.session.subscribe(channel, self._driver.now(), since=since, history=history, presence=presence)
-        room = self._rooms[channel] = Room(self, channel, queue or self._queue, since)
-        opened = self._opening[channel] = asyncio.get_running_loop().create_future()
-        self._driver.act()
-        try:
-            await opened
-        except asyncio.CancelledError:
-            self.leave(room)
-            raise
-        return room
-
     def leave(self, room: Room) -> None:
         """Unsubscribe."""
         if self._rooms.get(room.channel) is room:
@@ -205,6 +194,19 @@ class Client:
         self._driver.act()
 
     # Parts
+
+    async def _enter(self, channel: str, since: str | None, history: int, presence: Attendance, limit: int) -> Room:
+        """Subscribe, and wait until the channel is live."""
+        self.session.subscribe(channel, since=since, history=history, presence=presence)
+        room = self._rooms[channel] = Room(self, channel, limit, since)
+        opened = self._opening[channel] = asyncio.get_running_loop().create_future()
+        self._driver.act()
+        try:
+            await opened
+        except asyncio.CancelledError:
+            self.leave(room)
+            raise
+        return room
 
     async def start(self) -> None:
         """Connect, and wait for the first `open`."""
@@ -308,5 +310,5 @@ class Client:
         if self._on_state is not None:
             try:
                 self._on_state(change)
-            except Exception:
+            except Exception:  # noqa: BLE001 - the connection must outlive it
                 LOG.exception("on_state failed")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import random
 import ssl
-import time
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import Any, Generic, Literal, Protocol, TypeVar, overload
 from urllib.parse import urlsplit
 
 from tocsin import frames
+from tocsin.chances import Chances
 from tocsin.client import Client
 from tocsin.driver import Target, Token
 from tocsin.events import Change
@@ -20,22 +18,18 @@ from tocsin.plain import PING_SECONDS, Plain, PlainClient
 from tocsin.plain import SUBPROTOCOL as PLAIN
 from tocsin.session import Session
 
-Kind = TypeVar("Kind", Client, PlainClient)
+
+class Startable(Protocol):
+    """What can be made and then started."""
+
+    async def start(self) -> None:
+        """Connect, and wait for the first `open`."""
+
+    async def close(self) -> None:
+        """Close the connection for good."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chances:
-    """Time and chance, for tests that want to choose them.
-
-    Attributes:
-        clock: seconds that only go forward.
-        wall: seconds since 1970.
-        random: jitter and keys.
-    """
-
-    clock: Callable[[], float] = time.monotonic
-    wall: Callable[[], float] = time.time
-    random: random.Random = field(default_factory=random.SystemRandom)
+Kind = TypeVar("Kind", bound=Startable)
 
 
 class Connecting(Generic[Kind]):
@@ -76,7 +70,7 @@ def connect(
     on_state: Callable[[Change], None] | None = None,
     headers: Mapping[str, str] | None = None,
     tls: ssl.SSLContext | None = None,
-    backoff: Backoff = ...,
+    backoff: Backoff | None = None,
     chances: Chances | None = None,
 ) -> Connecting[Client]: ...
 
@@ -93,7 +87,7 @@ def connect(
     on_state: Callable[[Change], None] | None = None,
     headers: Mapping[str, str] | None = None,
     tls: ssl.SSLContext | None = None,
-    backoff: Backoff = ...,
+    backoff: Backoff | None = None,
     chances: Chances | None = None,
 ) -> Connecting[PlainClient]: ...
 
@@ -109,7 +103,7 @@ def connect(
     on_state: Callable[[Change], None] | None = None,
     headers: Mapping[str, str] | None = None,
     tls: ssl.SSLContext | None = None,
-    backoff: Backoff = Backoff(),
+    backoff: Backoff | None = None,
     chances: Chances | None = None,
 ) -> Connecting[Client] | Connecting[PlainClient]:
     """Connect to a service, and stay connected: `async with tocsin.connect(url) as client`, or `await` it.
@@ -137,16 +131,16 @@ def connect(
     if urlsplit(url).scheme not in {"ws", "wss"} or not urlsplit(url).hostname:
         raise ValueError(f"not a WebSocket URL: {url}")
     given = chances or Chances()
-    renewable = callable(token)
+    pauses, renewable = backoff or Backoff(), callable(token)
     options: dict[str, Any] = {"token": token, "api_key": api_key, "headers": dict(headers or {}), "tls": tls}
 
     def make_client() -> Client:
-        session = Session(backoff=backoff, chance=given.random, outbox=outbox, renewable=renewable, wall=given.wall)
+        session = Session(backoff=pauses, chance=given.random, outbox=outbox, renewable=renewable, wall=given.wall)
         target = Target(lambda: url, frames.SUBPROTOCOL, **options)
         return Client(session, target, queue=queue, on_state=on_state, clock=given.clock)
 
     def make_plain() -> PlainClient:
-        machine = Plain(url, backoff=backoff, chance=given.random, renewable=renewable)
+        machine = Plain(url, backoff=pauses, chance=given.random, renewable=renewable)
         target = Target(lambda: machine.url, PLAIN, ping=PING_SECONDS, **options)
         return PlainClient(machine, target, queue=queue, on_state=on_state, clock=given.clock)
 

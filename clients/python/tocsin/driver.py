@@ -107,9 +107,9 @@ class Target:
             headers["Authorization"] = f"Bearer {token}"
         if self.api_key is not None:
             headers["X-API-Key"] = self.api_key
-        url = self.url()
+        tls: dict[str, Any] = {} if self.tls is None else {"ssl": self.tls}
         return await websockets.connect(
-            url,
+            self.url(),
             subprotocols=[Subprotocol(self.subprotocol)],
             additional_headers=headers,
             compression=None,  # the service compresses nothing
@@ -119,7 +119,7 @@ class Target:
             ping_interval=self.ping,
             ping_timeout=self.ping,
             close_timeout=FAREWELL,
-            **({"ssl": self.tls} if self.tls is not None else {}),
+            **tls,
         )
 
 
@@ -239,7 +239,7 @@ class Driver:
         me = asyncio.current_task()
         try:
             report = await self._connect_and_read()
-        except Exception as error:  # noqa: BLE001 - a fault of ours or of the token's maker must not end in silence
+        except Exception as error:
             LOG.warning("connecting failed", exc_info=True)
             reason = f"{type(error).__name__}: {error}"
             report = lambda: self._machine.failed(reason, self._clock())  # noqa: E731
@@ -302,7 +302,7 @@ class Driver:
     async def _renew(self) -> None:
         try:
             token = await self._target.make_token()
-        except Exception:  # noqa: BLE001 - whatever it is, the service closes when the old token has ended
+        except Exception:
             LOG.warning("no new token", exc_info=True)
             token = None
         if token is None:

@@ -1,10 +1,11 @@
-"""`tocsin.v1` on the wire: commands to text frames, text frames to values. Pure; the only place that knows the format."""
+"""`tocsin.v1` on the wire: commands to text frames, text frames to values. Pure. Nothing else knows the format."""
 
 from __future__ import annotations
 
 import base64
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,7 +197,7 @@ def _presence(given: dict[str, Any]) -> Answer | Presence:
     return Presence(given["channel"], _members(given["joined"]), _members(given["left"]), given["count"])
 
 
-_READERS = {
+_READERS: dict[str, Callable[[dict[str, Any]], Frame]] = {
     "welcome": lambda given: Welcome(
         given["client"],
         given["user"],

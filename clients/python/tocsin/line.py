@@ -40,8 +40,10 @@ ABUSE_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Full jitter: a random time up to `base`, doubled with each failure, up to `cap` (seconds). After `healthy` seconds
-    of an open connection the count begins anew.
+    """Full jitter: a random time up to `base` seconds, doubled with each failure, up to `cap`.
+
+    Attributes:
+        healthy: seconds of an open connection after which the count begins anew.
     """
 
     base: float = 0.5
@@ -77,9 +79,6 @@ class Line:
         error: why it has stopped.
         return_at: when it will connect again, or must have.
     """
-
-    __slots__ = ("_announced", "_backoff", "_chance", "_failures", "_opened_at", "_patience", "_renewable", "_renewed")
-    __slots__ += ("error", "return_at", "state")
 
     def __init__(
         self, backoff: Backoff, chance: random.Random, *, renewable: bool = False, patience: float = 10.0
@@ -128,7 +127,7 @@ class Line:
         return self._wait(self._delay(), words, now)
 
     def refused(self, refusal: Refusal, now: float) -> list[Effect]:
-        """The upgrade was answered by HTTP: 401 tries once with a new token, 408, 429 and 5xx return, the rest stops."""
+        """The upgrade was answered by HTTP: 401 tries once with a new token; 408, 425, 429 and 5xx return."""
         self._rest(now)
         status, error = refusal.status, refusal.error
         words = f"refused with {status}: {error.message}"

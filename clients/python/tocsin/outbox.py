@@ -71,9 +71,6 @@ class Outbox:
         max_data: bytes of a publish at most; None while that is not known.
     """
 
-    __slots__ = ("_alarms", "_backoff", "_chance", "_entries", "_hold", "_limit", "_slow_until", "_waiting", "_wire")
-    __slots__ += ("key_seconds", "max_data")
-
     def __init__(self, limit: int, backoff: Backoff, chance: random.Random) -> None:
         self.key_seconds = 120.0
         self.max_data: int | None = None

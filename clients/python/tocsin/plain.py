@@ -233,7 +233,7 @@ class PlainClient:
                 if self._on_state is not None:
                     try:
                         self._on_state(change)
-                    except Exception:
+                    except Exception:  # noqa: BLE001 - the connection must outlive it
                         LOG.exception("on_state failed")
             case _:
                 raise AssertionError(effect)

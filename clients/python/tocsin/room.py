@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from tocsin.errors import TocsinError
-from tocsin.events import Ack, Attendance, Event, Gap, Member, Members, Message, Page
+from tocsin.events import Ack, Event, Gap, Member, Members, Message, Page
 
 if TYPE_CHECKING:
     from tocsin.client import Client
@@ -193,18 +193,15 @@ class Room:
 class Subscribing:
     """What `Client.subscribe` returns: await it, or enter it with `async with`, for the `Room`, which is live then."""
 
-    def __init__(
-        self, client: Client, channel: str, since: str | None, history: int, presence: Attendance, queue: int | None
-    ) -> None:
-        self._client = client
-        self._given = (channel, since, history, presence, queue)
+    def __init__(self, enter: Callable[[], Coroutine[Any, Any, Room]]) -> None:
+        self._enter = enter
         self._room: Room | None = None
 
     def __await__(self) -> Generator[Any, None, Room]:
-        return self._client.enter(*self._given).__await__()
+        return self._enter().__await__()
 
     async def __aenter__(self) -> Room:
-        self._room = await self
+        self._room = await self._enter()
         return self._room
 
     async def __aexit__(

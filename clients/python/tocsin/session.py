@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, assert_never
 
 from tocsin import frames
-from tocsin.effects import Changed, Connect, Deliver, Drop, Effect, Ended, Opened, Renew, Send, Settle
+from tocsin.effects import Deliver, Drop, Effect, Ended, Opened, Renew, Send, Settle
 from tocsin.errors import (
     TRANSIENT,
     AlreadySubscribed,
@@ -20,7 +20,6 @@ from tocsin.errors import (
     Forbidden,
     OutboxFull,
     TocsinError,
-    Unauthorized,
     Unavailable,
 )
 from tocsin.events import Attendance, Gap, Message, Presence, State
@@ -122,7 +121,7 @@ class Session:
         self._stop(None)
 
     def subscribe(
-        self, channel: str, now: float, *, since: str | None = None, history: int = 0, presence: Attendance = None
+        self, channel: str, *, since: str | None = None, history: int = 0, presence: Attendance = None
     ) -> None:
         """Hear a channel, from now on over all connections. `Opened` or `Ended` follows.
 

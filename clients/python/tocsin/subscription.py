@@ -1,4 +1,4 @@
-"""One channel as a client hears it over all its connections: where it stands, what may be handed on, who is there. Pure."""
+"""One channel over all connections: where it stands, what may be handed on, who is there. Pure."""
 
 from __future__ import annotations
 
@@ -37,9 +37,6 @@ class Subscription:
         members: by name, as far as they were told.
         count: of all members; None where presence was not asked for.
     """
-
-    __slots__ = ("channel", "count", "failures", "history", "members", "mode", "opened", "position", "presence", "ref")
-    __slots__ += ("retry_at",)
 
     def __init__(
         self, channel: str, *, since: str | None = None, history: int = 0, presence: Attendance = None
