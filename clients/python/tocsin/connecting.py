@@ -135,7 +135,7 @@ def connect(
     options: dict[str, Any] = {"token": token, "api_key": api_key, "headers": dict(headers or {}), "tls": tls}
 
     def make_client() -> Client:
-        session = Session(backoff=pauses, chance=given.random, outbox=outbox, renewable=renewable, wall=given.wall)
+        session = Session(backoff=pauses, chance=given.random, outbox=outbox, wall=given.wall if renewable else None)
         target = Target(lambda: url, frames.SUBPROTOCOL, **options)
         return Client(session, target, queue=queue, on_state=on_state, clock=given.clock)
 

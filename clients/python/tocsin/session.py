@@ -25,10 +25,8 @@ from tocsin.errors import (
 from tocsin.events import Attendance, Gap, Message, Presence, State
 from tocsin.line import Backoff, Line, Refusal
 from tocsin.outbox import Entry, Outbox
+from tocsin.renewal import Renewal
 from tocsin.subscription import Mode, Subscription
-
-RENEWAL = 60.0
-"""Seconds before a token's end at which the next one is asked for, but at most a fifth of its life."""
 
 
 class Session:
@@ -38,8 +36,7 @@ class Session:
         backoff: how long to wait between connections.
         chance: for jitter and keys.
         outbox: commands that may wait for their answers.
-        renewable: whether a new token can be asked for.
-        wall: seconds since 1970; only for the end of tokens.
+        wall: seconds since 1970, for the end of tokens; None where no new token can be asked for.
 
     Attributes:
         welcome: how the present connection began, or the last one.
@@ -51,22 +48,17 @@ class Session:
         backoff: Backoff | None = None,
         chance: random.Random | None = None,
         outbox: int = 1000,
-        renewable: bool = False,
-        wall: Callable[[], float] = lambda: 0.0,
+        wall: Callable[[], float] | None = None,
     ) -> None:
         self._backoff = backoff or Backoff()
         self._chance = chance or random.SystemRandom()
-        self._line = Line(self._backoff, self._chance, renewable=renewable)
+        self._line = Line(self._backoff, self._chance, renewable=wall is not None)
         self._outbox = Outbox(outbox, self._backoff, self._chance)
         self._subscriptions: dict[str, Subscription] = {}
         self._effects: list[Effect] = []
-        self._renewable = renewable
-        self._wall = wall
+        self._renewal = Renewal(wall, self._backoff, self._chance)
         self._refs = 0
         self._heard = 0.0
-        self._renew_at: float | None = None
-        self._renew_ref: int | None = None
-        self._renew_failures = 0
         self._retry_at: float | None = None
         self.welcome: frames.Welcome | None = None
 
@@ -90,7 +82,7 @@ class Session:
     @property
     def expecting(self) -> bool:
         """Whether an answer is on its way, so that it would not do to stop reading."""
-        return self._outbox.expecting or self._renew_ref is not None
+        return self._outbox.expecting or self._renewal.ref is not None
 
     @property
     def deadline(self) -> float | None:
@@ -98,7 +90,7 @@ class Session:
         is_open = self._line.state is State.OPEN
         found = [self._line.return_at, self._outbox.deadline(flowing=is_open)]
         if is_open:
-            found += [self._renew_at, self._retry_at, self._silent_at]
+            found += [self._renewal.at, self._retry_at, self._silent_at]
         return min((time for time in found if time is not None), default=None)
 
     def subscription(self, channel: str) -> Subscription | None:
@@ -253,14 +245,13 @@ class Session:
     def renewed(self, token: str) -> None:
         """A new token is here. Without a connection it is of no use: the next one asks for its own."""
         if self.state is State.OPEN:
-            self._renew_ref = self._next_ref()
-            self._effects.append(Send(frames.command("authenticate", self._renew_ref, token=token)))
-            self._renew_at = None
+            self._renewal.ref = self._next_ref()
+            self._effects.append(Send(frames.command("authenticate", self._renewal.ref, token=token)))
 
     def not_renewed(self, now: float) -> None:
         """There is no new token; it is asked for again, and in the end the service closes."""
         if self.state is State.OPEN:
-            self._renew_later(None, now)
+            self._renewal.later(None, now)
 
     def tick(self, now: float) -> None:
         """Time has passed."""
@@ -270,8 +261,7 @@ class Session:
         if self.state is State.OPEN:
             if now >= self._silent_at:
                 self._give_up("nothing was heard for two intervals", now)
-            elif self._renew_at is not None and now >= self._renew_at:
-                self._renew_at = None
+            elif self._renewal.due(now):
                 self._effects.append(Renew())
         for ref, error in self._outbox.expire(now):
             self._effects.append(Settle(ref, error))
@@ -310,9 +300,7 @@ class Session:
             case frames.Welcome():
                 self._on_welcome(frame, now)
             case frames.Authenticated():
-                self._renew_ref = None
-                self._renew_failures = 0
-                self._expect_end(frame.expires_at, now)
+                self._renewal.expect_end(frame.expires_at, now)
             case frames.Reconnect():
                 self._line.announced(frame.after, now)
             case frames.Alive() | frames.Pong():
@@ -325,7 +313,7 @@ class Session:
         self._outbox.key_seconds = frame.key_seconds
         self._outbox.max_data = frame.max_data
         self._do(self._line.opened(now))
-        self._expect_end(frame.expires_at, now)
+        self._renewal.expect_end(frame.expires_at, now)
         for subscription in list(self._subscriptions.values()):
             if subscription.mode is Mode.AWAY:
                 self._ask(subscription)
@@ -344,10 +332,9 @@ class Session:
     def _on_refused(self, ref: frames.Ref, error: TocsinError, now: float) -> None:
         if not isinstance(ref, int):
             return
-        if ref == self._renew_ref:
-            self._renew_ref = None
+        if ref == self._renewal.ref:
             if error.code in TRANSIENT:
-                self._renew_later(error.retry_after, now)
+                self._renewal.later(error.retry_after, now)
             return  # otherwise the service closes with 4401 when the old token ends
         for subscription in self._subscriptions.values():
             if subscription.ref == ref:
@@ -395,7 +382,8 @@ class Session:
         for subscription in self._subscriptions.values():
             subscription.lost()
         self._effects += [Settle(ref, error) for ref, error in self._outbox.lost()]
-        self._renew_at = self._renew_ref = self._retry_at = None
+        self._renewal.lost()
+        self._retry_at = None
 
     def _end(self, channel: str, error: TocsinError) -> None:
         if self._subscriptions.pop(channel, None) is not None:
@@ -449,14 +437,3 @@ class Session:
     @property
     def _silent_at(self) -> float:
         return self._heard + 2.0 * (self.welcome.ping if self.welcome else 25.0)
-
-    def _expect_end(self, expires_at: float | None, now: float) -> None:
-        """Plan when to ask for the next token."""
-        self._renew_at = None
-        if expires_at is not None and self._renewable:
-            left = expires_at - self._wall()
-            self._renew_at = now + max(1.0, left - min(RENEWAL, left / 5))
-
-    def _renew_later(self, retry_after: float | None, now: float) -> None:
-        self._renew_at = now + max(1.0, retry_after or self._backoff.delay(self._renew_failures, self._chance))
-        self._renew_failures += 1
