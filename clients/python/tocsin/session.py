@@ -80,6 +80,11 @@ class Session:
         return self._outbox.full
 
     @property
+    def pending(self) -> int:
+        """Commands that wait for their answers."""
+        return len(self._outbox)
+
+    @property
     def expecting(self) -> bool:
         """Whether an answer is on its way, so that it would not do to stop reading."""
         return self._outbox.expecting or self._renewal.ref is not None
