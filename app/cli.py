@@ -8,14 +8,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import stat
 import sys
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+import uvloop
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -25,13 +28,15 @@ from app.brokers.examine import Level
 from app.core.messages import Verb
 from app.mint import CannotMint, explain, mint, signer_by_key, signer_by_secret
 from app.notation import check_pattern
-from app.serve import Exit
+from app.serve import Exit, raise_file_limit
 from app.serve import serve as run_service
 from app.settings import Settings, describe_problems
 from app.terminal.doctor import examine
 from app.terminal.feed import Feed, read_lines
 from app.terminal.listener import Listener, complain, make_view
+from app.terminal.load import Load, Plan
 from app.terminal.remote import Failed, Remote
+from app.terminal.report import report
 from tocsin.errors import TocsinError
 from tocsin.publisher import Publisher
 
@@ -105,6 +110,8 @@ _Token = Annotated[
     str | None,
     typer.Option(help="The token; better by its variable: arguments can be seen by others.", envvar="TOCSIN_TOKEN"),
 ]
+SPARE_FILES = 64
+"""What a load test has open besides its connections."""
 _INTERRUPTED = 130
 """The exit status of a shell's command after Ctrl-C."""
 _URL = "http://127.0.0.1:8000"
@@ -219,6 +226,74 @@ def _leave_stdout() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@app.command(epilog=CODES)
+def bench(
+    url: Annotated[str, typer.Argument(help="The service.", envvar="TOCSIN_URL", show_envvar=True)] = _URL,
+    *,
+    connections: Annotated[int, typer.Option(help="That listen, one channel each.", min=1)] = 100,
+    publishers: Annotated[int, typer.Option(help="Connections that publish.", min=1)] = 1,
+    rate: Annotated[float, typer.Option(help="Messages a second, of all publishers together.", min=0.1)] = 10.0,
+    channels: Annotated[int, typer.Option(help="Channels, used in turn.", min=1)] = 1,
+    seconds: Annotated[float, typer.Option(help="For which is published.", min=0.1)] = 10.0,
+    size: Annotated[int, typer.Option(help="Bytes of a message, about.", min=60)] = 128,
+    cut: Annotated[
+        float | None, typer.Option(help="Cut each connection about every so many seconds; it resumes.", min=0.5)
+    ] = None,
+    prefix: Annotated[str | None, typer.Option(help="Names the channels. [bench:RANDOM]", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The figures as one JSON object.")] = False,
+    token: _Token = None,
+    api_key_file: _KeyFile = None,
+) -> None:
+    """Load a service and say how it took it: what was delivered, how fast, and what is missing.
+
+    It publishes into real channels, by default its own, whose logs stay as long as the service keeps them. It ends by
+    itself; Ctrl-C shows what was seen until then. Exit code 0 means that everybody got everything, once and in order.
+    """
+    remote = _read_remote(url, token, api_key_file)
+    name = prefix or f"bench:{secrets.token_hex(4)}"
+    plan = Plan(
+        connections, publishers, rate, tuple(f"{name}:{n}" for n in range(channels)), seconds, size, cut
+    )  # fmt: skip
+    logs.configure("auto", "error")
+    files = raise_file_limit()
+    needed = connections + publishers + SPARE_FILES
+    if files < needed:
+        _fail(Exit.USAGE, f"{needed} open files are needed and {files} are allowed here: ulimit -n {needed}, or less")
+    complain(f"publishing {rate:g} messages a second into {name}:* of {remote.http} for {seconds:g} s: real channels")
+    load = Load(remote, plan)
+    try:
+        with suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run_shown(load))
+    except Failed as error:
+        _fail(error.code, str(error))
+    if as_json:
+        print(json.dumps({"url": remote.http, **asdict(plan), **load.outcome.summary()}))
+    else:
+        Console(highlight=False).print(report(plan, load.outcome))
+    if load.outcome.interrupted:
+        raise typer.Exit(_INTERRUPTED)
+    raise typer.Exit(Exit.DONE if load.outcome.whole else Exit.REFUSED)
+
+
+async def _run_shown(load: Load) -> None:
+    """Run it, with a bar on a terminal."""
+    console = Console(stderr=True)
+    columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    running = asyncio.ensure_future(load.run())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("", total=load.plan.seconds)
+        try:
+            while not running.done():
+                await asyncio.wait([running], timeout=0.1)
+                outcome = load.outcome
+                words = f"{load.open:,} connected, {outcome.published:,} published, {outcome.delivered:,} delivered"
+                done = min(load.plan.seconds, time.monotonic() - outcome.began) if outcome.began else 0.0
+                progress.update(task, completed=done, description=words)
+        finally:
+            running.cancel()
+            await running
 
 
 _Patterns = Annotated[

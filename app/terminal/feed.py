@@ -15,7 +15,7 @@ from typing import Any
 
 from app.serve import Exit
 from app.terminal.remote import Failed
-from tocsin.errors import Timeout, TocsinError
+from tocsin.errors import PublishTimeout, TocsinError
 from tocsin.posting import BATCH, Post
 from tocsin.publisher import Publisher
 
@@ -101,7 +101,8 @@ class Feed:
         """Publish a batch. A line that is refused is told and counted, and the next ones are published.
 
         Raises:
-            TocsinError: all is refused, or the service has not answered in time.
+            TocsinError: all is refused.
+            Failed: the service has not answered in time.
         """
         numbers, posts = [], []
         for line in lines:
@@ -115,26 +116,24 @@ class Feed:
                 self._refuse(self.tally.number, str(error))
             else:
                 numbers.append(self.tally.number)
-        settled = self.tally.published + self.tally.refused
         try:
             outcomes = self._publisher.publish_many(posts)
         except BaseException:
             self.tally.unknown += len(posts)
             raise
-        lost: Timeout | None = None
+        lost: list[tuple[int, PublishTimeout]] = []
         for number, outcome in zip(numbers, outcomes, strict=True):
-            if isinstance(outcome, Timeout):
-                lost = lost or outcome
+            if isinstance(outcome, PublishTimeout):
+                lost.append((number, outcome))
             elif isinstance(outcome, TocsinError):
                 self._refuse(number, f"{outcome.message} ({outcome.code})")
             else:
                 self.tally.published += 1
                 self.tally.duplicates += outcome.duplicate
-        if lost is not None:
-            self.tally.unknown += len(posts) - (self.tally.published + self.tally.refused - settled)
-            first = next(number for number, outcome in zip(numbers, outcomes, strict=True) if outcome is lost)
-            self._say(f"line {first:,} and those after it: {lost.message}")
-            raise lost
+        if lost:
+            first, timeout = lost[0]
+            self.tally.unknown += sum(late.sent for _, late in lost)
+            raise Failed(Exit.UNREACHABLE, f"stopped at line {first:,}: {timeout.message}")
 
     def _read(self, line: bytes) -> Any:
         text = line.removesuffix(b"\r")
