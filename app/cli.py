@@ -133,15 +133,19 @@ def publish(
     as_json: Annotated[bool, typer.Option("--json", help="The message, or each line, is JSON, not text.")] = False,
     token: _Token = None,
     api_key_file: _KeyFile = None,
-    timeout: Annotated[float, typer.Option(help="Seconds for which a request is tried again.", min=0.1)] = 30.0,
+    timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds for which a request is tried again. [10; of lines 60]", min=0.1, show_default=False),
+    ] = None,
 ) -> None:
     """Publish one message and print its id, or every line of standard input.
 
     Requests that were cut off are repeated, and publish once.
     """
     remote = _read_remote(url, token, api_key_file)
+    seconds = timeout or (60.0 if text is None else 10.0)
     try:
-        with Publisher(remote.http, api_key=remote.api_key, token=remote.token, timeout=timeout) as publisher:
+        with Publisher(remote.http, api_key=remote.api_key, token=remote.token, timeout=seconds) as publisher:
             if text is None:
                 raise typer.Exit(_publish_lines(Feed(publisher, channel, key=key, as_json=as_json, say=complain)))
             data = sys.stdin.read() if text == "-" else text

@@ -21,8 +21,8 @@ log = structlog.get_logger("tocsin.roster")
 
 RETURN_SECONDS = 2.0
 """Within how many seconds those who were sent away are asked to return, each at a moment of its own."""
-START_SECONDS = 5.0
-"""What a service that was stopped as a whole is given to start again, before anybody is asked to return."""
+START_SECONDS = 8.0
+"""What a service that was stopped as a whole is given to start again, before many are asked to return."""
 LOOK_SECONDS = 2.5
 """At the beginning of a drain nobody is sent away for so long, or a quarter of it: then it is known who else serves."""
 RETURNS = 20.0
@@ -177,8 +177,8 @@ class Roster:
         loop, drain = asyncio.get_running_loop(), self._drain_seconds
         if not self.draining:
             self.draining = True
-            self._back_at = loop.time() + drain + START_SECONDS
             self._spread = min(drain, self.count / RETURNS)
+            self._back_at = loop.time() + drain + min(START_SECONDS, self._spread)
         look = min(LOOK_SECONDS, drain / 4)
         loop.call_later(look + self._chance() * (drain - look), self._send_away, peer)
 
