@@ -100,7 +100,7 @@ class Screen:
         self._console = Console(highlight=False, soft_wrap=True)
         self._change = Change(State.CONNECTING)
         self._messages = self._gaps = self._returns = 0
-        self._live = Live(console=self._console, refresh_per_second=8, transient=True, get_renderable=self._state)
+        self._live = Live(console=self._console, refresh_per_second=4, transient=True, get_renderable=self._state)
 
     def show(self, event: Event) -> None:
         """Print it above the state."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Self
 from tests.stage.service import until
 
 ROOT = Path(__file__).parents[2]
+_MOVES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def environment(**settings: str) -> dict[str, str]:
@@ -40,13 +42,13 @@ class Command:
 
     @property
     def stdout(self) -> str:
-        """What it has said so far."""
-        return self._read["stdout"].decode()
+        """What it has said so far; of a terminal without colours and movements."""
+        return _MOVES.sub("", self._read["stdout"].decode(errors="replace"))
 
     @property
     def stderr(self) -> str:
         """Likewise."""
-        return self._read["stderr"].decode()
+        return self._read["stderr"].decode(errors="replace")
 
     def lines(self, count: int, seconds: float = 20) -> list[str]:
         """Wait for so many lines of stdout."""
