@@ -183,7 +183,7 @@ class Roster:
         loop.call_later(look + self._chance() * (drain - look), self._send_away, peer)
 
     def _send_away(self, peer: Peer) -> None:
-        """Soon back if another worker takes it. If all stop, whoever comes before they have started again comes in vain,
+        """Soon back if another worker takes it. If all stop, whoever comes before they are back comes in vain,
         and then with many others.
         """
         after = self._chance() * RETURN_SECONDS
