@@ -25,7 +25,7 @@ run: setup ## serve on http://127.0.0.1:8000 with four workers; Ctrl-C stops
 	@exec $(BIN)/tocsin serve --workers 4 $(ARGS)
 
 test: setup $(VENV)/.dev ## all tests, on a real Redis and real workers
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 faults: setup $(VENV)/.dev ## the table of faults, long and over several seeds (ARGS="--seeds 2 --only power")
 	$(BIN)/python -m tests.faults $(ARGS)
