@@ -240,6 +240,13 @@ class Player:
 
     # The network
 
+    def wait(self) -> None:
+        """Time passes until it wants to connect."""
+        while not self.dialing:
+            deadline = self.session.deadline
+            assert deadline is not None
+            self.advance(max(0.0, deadline - self.now))
+
     def accept(self, **welcome: Any) -> None:
         """The upgrade succeeds."""
         assert self.dialing
@@ -320,8 +327,7 @@ class Player:
 
     def open(self, **welcome: Any) -> None:
         """Connect and be welcomed."""
-        if not self.dialing:
-            self.advance(60)
+        self.wait()
         self.accept(**welcome)
         self.carry()
         assert self.session.state is State.OPEN
