@@ -323,6 +323,12 @@ class Player:
             self.session.tick(self.now)
             self.act()
 
+    def live(self, seconds: float) -> None:
+        """Time passes on a connection that carries."""
+        for _ in range(round(seconds)):
+            self.advance(1)
+            self.carry_down()
+
     # What tests do often
 
     def open(self, **welcome: Any) -> None:
