@@ -44,10 +44,12 @@ def data_of(events: list[tocsin.Event]) -> list[Any]:
 
 
 @asynccontextmanager
-async def through_proxy(service: Service, **options: Any) -> AsyncIterator[tuple[Proxy, tocsin.Client]]:
+async def through_proxy(
+    service: Service, *, backoff: Backoff = QUICK, **options: Any
+) -> AsyncIterator[tuple[Proxy, tocsin.Client]]:
     """A client, and what can cut it off."""
     async with (
         proxied(service.port) as proxy,
-        tocsin.connect(f"ws://127.0.0.1:{proxy.port}/ws", backoff=QUICK, **options) as client,
+        tocsin.connect(f"ws://127.0.0.1:{proxy.port}/ws", backoff=backoff, **options) as client,
     ):
         yield proxy, client

