@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+
+import jwt
 
 import tocsin
 from tests.stage.proxy import Proxy, proxied
@@ -15,6 +18,16 @@ from tocsin.line import Backoff
 
 QUICK = Backoff(base=0.05, cap=0.2)
 """So that a test does not wait."""
+
+
+SECRET = "s" * 40
+KEY = "k" * 20
+
+
+def token(seconds: float, secret: str = SECRET) -> str:
+    """A JWT of ada's that allows everything."""
+    allowed = {verb: ["*"] for verb in ("publish", "subscribe", "history", "presence")}
+    return jwt.encode({"sub": "ada", "exp": time.time() + seconds, "tocsin": allowed}, secret, "HS256")
 
 
 def url(service: Service, query: str = "") -> str:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+
 import tocsin
 from tests.clients.python.stage import QUICK, data_of, somewhere, take, through_proxy, url
 from tests.stage.redis import RedisServer

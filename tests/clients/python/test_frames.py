@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tocsin import frames
 from tocsin.errors import BadChannel, BadRequest, TocsinError
 from tocsin.events import Ack, Gap, Member, Members, Message, Page, Presence

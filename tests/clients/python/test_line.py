@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
-from app.core.errors import Close
 from hypothesis import given
 from hypothesis import strategies as st
+
+from app.core.errors import Close
 from tocsin.effects import Changed, Connect
 from tocsin.errors import Forbidden, RateLimited, Stopped, TocsinError, Unauthorized
 from tocsin.events import State

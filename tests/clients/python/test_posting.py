@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tests.clients.python.world import Service
 from tocsin.errors import BadChannel, BadRequest, Conflict, PublishTimeout, TocsinError, TooLarge, Unauthorized
 from tocsin.events import Ack
@@ -29,7 +30,8 @@ class Play:
         self.now = 0.0
         self.requests: list[list[dict[str, Any]]] = []
         self.renewals = 0
-        self.terms = Terms(**({"timeout": 30.0, "clock": lambda: self.now, "chance": random.Random(0)} | terms))
+        given: dict[str, Any] = {"timeout": 30.0, "clock": lambda: self.now, "chance": random.Random(0)}
+        self.terms = Terms(**(given | terms))
 
     def run(self, posts: list[Post], answer: Answer) -> Outcomes:
         steps = deliver(posts, self.terms)
@@ -125,7 +127,7 @@ def test_no_key_is_used_beyond_four_fifths_of_its_window() -> None:
 
 def test_each_message_has_its_own_outcome_and_only_what_failed_is_repeated() -> None:
     play = Play()
-    answers = [
+    answers: list[dict[str, Any]] = [
         {"id": "a-1", "duplicate": False},
         {"error": {"code": "unavailable", "message": "away", "retry_after": 1.0}},
         {"error": {"code": "conflict", "message": "another body"}},

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 import tocsin
 from tests.clients.python.stage import QUICK, somewhere
 from tests.stage.proxy import proxied
@@ -54,20 +55,22 @@ def test_threads_share_a_publisher(service: Service) -> None:
 
 
 def test_nobody_there_is_said_after_the_time_given() -> None:
-    with tocsin.Publisher(f"http://127.0.0.1:{free_port()}", timeout=0.3, backoff=QUICK) as publisher:
-        with pytest.raises(tocsin.PublishTimeout) as given_up:
-            publisher.publish("room", 1)
+    publisher = tocsin.Publisher(f"http://127.0.0.1:{free_port()}", timeout=0.3, backoff=QUICK)
+    with publisher, pytest.raises(tocsin.PublishTimeout) as given_up:
+        publisher.publish("room", 1)
     assert not given_up.value.sent
 
 
 async def test_an_answer_that_was_lost_is_asked_for_again(service: Service) -> None:
     channel = somewhere()
-    async with proxied(service.port) as proxy:
-        async with tocsin.AsyncPublisher(f"http://127.0.0.1:{proxy.port}", backoff=QUICK) as publisher:
-            for number in range(5):
-                proxy.swallow = b'"duplicate"'
-                ack = await publisher.publish(channel, number)
-                assert ack.duplicate
+    async with (
+        proxied(service.port) as proxy,
+        tocsin.AsyncPublisher(f"http://127.0.0.1:{proxy.port}", backoff=QUICK) as publisher,
+    ):
+        for number in range(5):
+            proxy.swallow = b'"duplicate"'
+            ack = await publisher.publish(channel, number)
+            assert ack.duplicate
     assert await asyncio.to_thread(logged, service, channel) == list(range(5))
 
 
@@ -87,13 +90,15 @@ def test_a_child_process_has_connections_of_its_own(service: Service) -> None:
 
 
 def test_without_httpx_the_rest_of_the_package_works() -> None:
-    code = "import sys; sys.modules['httpx'] = None; import tocsin; tocsin.connect('ws://a/ws'); tocsin.Publisher"
+    code = (
+        "import sys; sys.modules['httpx'] = None; import tocsin; print(tocsin.connect('ws://a/ws')); tocsin.Publisher"
+    )
     environment = os.environ | {"PYTHONPATH": str(Path(tocsin.__file__).parents[1])}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=20, check=False
     )
     assert "pip install 'tocsin[rest]'" in done.stderr
-    assert "httpx" not in done.stderr.split("ImportError")[0] or "connect(" not in done.stderr.splitlines()[-2]
+    assert "Connecting" in done.stdout
 
 
 def test_what_is_no_http_url_is_refused() -> None:

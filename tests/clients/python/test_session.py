@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from tests.clients.python.world import ROOM, Player, error
 from tocsin.errors import (
     AlreadySubscribed,
@@ -178,8 +179,8 @@ def test_an_ephemeral_message_is_not_kept_and_not_repeated(player: Player) -> No
     assert isinstance(player.settled[ref], PublishTimeout)
     with pytest.raises(Unavailable):
         player.publish("typing", ephemeral=True)
+    player.open()
     with pytest.raises(BadRequest):
-        player.open()
         player.publish("typing", ephemeral=True, key="0123456789abcdef")
 
 
@@ -305,6 +306,17 @@ def test_history_is_asked_for_once(player: Player) -> None:
     player.cut()
     player.open()
     assert "history" not in player.sent[-1]
+
+
+def test_a_connection_that_fell_over_in_our_own_hands_is_resumed_too(player: Player) -> None:
+    player.join()
+    player.service.wires.clear()
+    player.wire = None
+    player.session.failed("a fault of the driver", player.now)
+    player.act()
+    player.service.store("meanwhile", None, player.now)
+    player.open()
+    assert [event.data for event in player.heard] == ["meanwhile"]
 
 
 def test_since_begins_after_a_saved_position(player: Player) -> None:

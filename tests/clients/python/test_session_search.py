@@ -7,6 +7,7 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from tests.clients.python.world import ROOM, Player
 from tocsin.errors import PublishTimeout
 from tocsin.events import Ack, Gap, Message, State

@@ -6,11 +6,12 @@ import asyncio
 import json
 import time
 
-import tocsin
 import websockets
 from websockets.asyncio.server import ServerConnection
 from websockets.frames import Frame, Opcode
 from websockets.typing import Subprotocol
+
+import tocsin
 
 COUNT = 40_000
 JOINED = 500
@@ -26,9 +27,7 @@ def frame(**fields: object) -> bytes:
 WELCOME = frame(
     type="welcome", client="c", user=None, worker="w/1", ping=25, max_data=65_536, key_seconds=120, expires_at=None
 )
-SUBSCRIBED = frame(
-    type="subscribed", ref=1, channel="room", position="4c1f9be07a2d-0", recovered=None, replayed=0
-)
+SUBSCRIBED = frame(type="subscribed", ref=1, channel="room", position="4c1f9be07a2d-0", recovered=None, replayed=0)
 
 
 def messages() -> list[bytes]:

@@ -125,7 +125,7 @@ class Service:
     def serve(self, wire: Wire, now: float) -> None:
         """Take one command of a connection."""
         command = wire.up.popleft()
-        ref = command.get("ref")
+        ref: int = command["ref"]
         match command["type"]:
             case "subscribe":
                 self._subscribe(wire, ref, command.get("since"))
