@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import inspect
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -46,17 +47,16 @@ def test_the_first_one_is_short() -> None:
 
 
 def test_every_name_of_the_readme_exists() -> None:
-    import re
-
     for name in set(re.findall(r"tocsin\.([A-Z]\w+)", README)):
         assert hasattr(tocsin, name), name
     for name in tocsin.__all__:
         assert hasattr(tocsin, name), name
 
 
-def test_the_client_has_the_version_of_the_service() -> None:
+def test_the_client_has_version_and_license_of_the_service() -> None:
     own, service = (
         tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"] for folder in (CLIENT, ROOT)
     )
     assert own["version"] == service["version"] == tocsin.__version__
     assert own["requires-python"] == service["requires-python"]
+    assert (CLIENT / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
