@@ -16,6 +16,7 @@ RUN python -m venv --without-pip venv \
 
 COPY pyproject.toml README.md LICENSE ./
 COPY app ./app
+COPY clients/python/tocsin ./clients/python/tocsin
 RUN tools/bin/python -m hatchling build --target wheel \
     && python -m pip --python venv/bin/python install --no-cache-dir --no-index --no-deps dist/*.whl
 

@@ -1,0 +1,221 @@
+"""Publishing over REST without I/O: which requests to make, when to repeat them and what came of each message.
+
+`deliver` is a generator: it yields a `Request` to be answered with a `Reply` or a `Fault`, or a `Pause` to be slept,
+and returns the outcomes. Whoever drives it, waiting or awaiting, decides nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tocsin import errors, frames
+from tocsin.errors import TRANSIENT, BadRequest, PublishTimeout, TocsinError, Unauthorized
+from tocsin.events import Ack
+from tocsin.line import Backoff, read_refusal
+from tocsin.outbox import KEY_SHARE
+
+PATH = "/api/v1/messages"
+BATCH = 1000
+"""Messages of a request at most."""
+BATCH_BYTES = 900_000
+"""Bytes of a request at most, but for a single message: the service takes a mebibyte."""
+ATTEMPT_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """A message to be published.
+
+    Attributes:
+        data: any JSON; bytes are published as binary.
+        key: names it, 16 to 64 of `A-Z a-z 0-9 _ -`; without one it is made.
+        ephemeral: not logged, not repeated.
+    """
+
+    channel: str
+    data: Any
+    key: str | None = None
+    ephemeral: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """POST this to `PATH`.
+
+    Attributes:
+        seconds: to wait for the answer.
+        renew: ask for a new token first.
+    """
+
+    body: bytes
+    seconds: float
+    renew: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Do nothing for so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An HTTP answer."""
+
+    status: int
+    body: bytes
+    retry_after: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """There was no answer.
+
+    Attributes:
+        sent: whether the request may have reached the service.
+    """
+
+    reason: str
+    sent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How long to try.
+
+    Attributes:
+        timeout: seconds in all.
+        key_seconds: how long the service remembers a key (`TOCSIN_KEY_SECONDS`): no key is repeated after 80 % of it.
+        renewable: whether a new token can be asked for.
+    """
+
+    timeout: float
+    clock: Callable[[], float]
+    chance: random.Random
+    key_seconds: float = 120.0
+    backoff: Backoff = field(default_factory=Backoff)
+    renewable: bool = False
+
+
+@dataclass(slots=True)
+class _Item:
+    """A message and what came of it."""
+
+    text: str
+    repeatable: bool
+    outcome: Ack | TocsinError | None = None
+    sent: bool = False
+
+
+Outcomes = list[Ack | TocsinError]
+Steps = Generator[Request | Pause, Reply | Fault | None, Outcomes]
+
+
+def deliver(posts: Iterable[Post], terms: Terms) -> Steps:
+    """Publish messages in their order. Each has an outcome of its own.
+
+    Raises:
+        TypeError, ValueError: `data` is no JSON.
+        BadChannel, BadRequest: a name, a key.
+        TocsinError: the service refuses all of it (a token that is not good, for instance).
+    """
+    items = [_item(post, terms.chance) for post in posts]
+    for batch in _batches(items):
+        yield from _deliver(batch, terms)
+    return [item.outcome for item in items if item.outcome is not None]
+
+
+def _item(post: Post, chance: random.Random) -> _Item:
+    body, _ = frames.body(post.data)
+    given: dict[str, Any] = {"channel": frames.check_channel(post.channel)}
+    if not post.ephemeral:
+        given["key"] = f"{chance.getrandbits(128):032x}" if post.key is None else frames.check_key(post.key)
+    elif post.key is not None:
+        raise BadRequest("an ephemeral message has no key: it is not stored")
+    else:
+        given["ephemeral"] = True
+    return _Item(f"{json.dumps(given)[:-1]},{body}}}", repeatable=not post.ephemeral)
+
+
+def _batches(items: Sequence[_Item]) -> Iterator[list[_Item]]:
+    batch: list[_Item] = []
+    size = 0
+    for item in items:
+        if batch and (len(batch) == BATCH or size + len(item.text.encode()) > BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += len(item.text.encode()) + 1
+    if batch:
+        yield batch
+
+
+def _deliver(batch: list[_Item], terms: Terms) -> Generator[Request | Pause, Reply | Fault | None, None]:
+    """One request, repeated with what is left of it."""
+    until = terms.clock() + min(terms.timeout, KEY_SHARE * terms.key_seconds)
+    failures = 0
+    renew, renewed = False, False
+    while left := [item for item in batch if item.outcome is None]:
+        seconds = until - terms.clock()
+        if seconds <= 0:
+            for item in left:
+                item.outcome = PublishTimeout("not acknowledged in time", sent=item.sent)
+            return
+        body = f'{{"messages":[{",".join(item.text for item in left)}]}}'.encode()
+        answer = yield Request(body, min(seconds, ATTEMPT_SECONDS), renew)
+        renew = False
+        try:
+            wait = _read(answer, left)
+        except Unauthorized:
+            if renewed or not terms.renewable:
+                raise
+            renew = renewed = True
+            continue
+        if any(item.outcome is None for item in left):
+            wait += terms.backoff.delay(failures, terms.chance)
+            failures += 1
+            yield Pause(max(0.0, min(wait, until - terms.clock())))
+
+
+def _read(answer: Reply | Fault | None, items: list[_Item]) -> float:
+    """Settle what an answer settles. Returns the seconds after which the service wants to be asked again."""
+    assert answer is not None
+    if isinstance(answer, Fault):
+        for item in items:
+            item.sent = item.sent or answer.sent
+            if not item.repeatable:
+                item.outcome = PublishTimeout(f"no answer: {answer.reason}", sent=answer.sent)
+        return 0.0
+    try:
+        body: Any = json.loads(answer.body or b"null")
+    except ValueError:
+        body = None
+    if answer.status != 200 or not isinstance(body, dict):
+        error = read_refusal(answer.status, body, answer.retry_after).error
+        if answer.status not in {408, 425, 429} and answer.status < 500:
+            raise error
+        return _transient(error, items)
+    wait = 0.0
+    for item, result in zip(items, body["results"], strict=True):
+        if "error" in result:
+            error = errors.from_wire(result["error"])
+            if error.code in TRANSIENT:
+                wait = max(wait, _transient(error, [item]))
+            else:
+                item.outcome = error
+        else:
+            item.outcome = frames.ack(result)
+    return wait
+
+
+def _transient(error: TocsinError, items: list[_Item]) -> float:
+    for item in items:
+        item.sent = item.sent or error.code != "rate_limited"
+        if not item.repeatable:
+            item.outcome = error
+    return error.retry_after or 0.0
