@@ -40,6 +40,9 @@ from app.sockets.asgi import AsgiStream
 CHANNELS = 32
 """Channels of one stream at most."""
 MEDIA_TYPE = "text/event-stream"
+READY_SECONDS = 3.0
+"""How long a stream waits for a worker that has just started, or for a store that is back in a moment."""
+_LOOK_SECONDS = 0.05
 REFUSALS = (400, 401, 403, 422, 429, 503)
 SPREAD_SECONDS = 2.0
 """Over so many seconds more than they must wait the streams of a worker that has died return."""
@@ -128,6 +131,7 @@ class StreamEdge:
         address = address_of(request.scope)
         try:
             self.entrance.knock(address)
+            await self._wait_until_ready()
             identity = await self.access.identify(request.scope)
             session, commands = self._ask(identity, channels, since)
             self.entrance.check(identity, address)
@@ -138,6 +142,13 @@ class StreamEdge:
             raise
         if drive is not None:
             await drive()
+
+    async def _wait_until_ready(self) -> None:
+        """What passes by itself is waited for: a browser's `EventSource` does not return from a 503."""
+        for _ in range(round(READY_SECONDS / _LOOK_SECONDS)):
+            if not self.entrance.problems() or self.roster.draining:
+                break
+            await asyncio.sleep(_LOOK_SECONDS)
 
     def _ask(
         self, identity: Identity, channels: Sequence[str], since: str | None
