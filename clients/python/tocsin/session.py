@@ -240,7 +240,8 @@ class Session:
         self._do(self._line.refused(refusal, now))
 
     def failed(self, reason: str, now: float) -> None:
-        """No WebSocket came about."""
+        """No WebSocket came about, or what there was had to be let go."""
+        self._lose()
         self._do(self._line.failed(reason, now))
 
     def stop(self, error: TocsinError) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from tests.clients.python.world import ROOM, Player
 from tocsin.errors import PublishTimeout
-from tocsin.events import Ack, Gap, Message
+from tocsin.events import Ack, Gap, Message, State
 from tocsin.subscription import Mode
 
 
@@ -22,18 +23,25 @@ class Faults(RuleBasedStateMachine):
         self.published: dict[int, Any] = {}
         self.numbers = 0
         self.player.session.subscribe(ROOM)
-        self.player.act()
+        self.player.open()
 
     def number(self) -> int:
         self.numbers += 1
         return self.numbers
 
-    @precondition(lambda self: self.player.dialing)
-    @rule(welcomed=st.booleans())
-    def is_accepted(self, welcomed: bool) -> None:
+    @precondition(lambda self: self.player.wire is None)
+    @rule(down=st.integers(0, 3), up=st.integers(0, 3))
+    def returns(self, down: int, up: int) -> None:
+        self.player.wait()
         self.player.accept()
-        if welcomed:
-            self.player.carry()
+        self.player.carry_down(down)
+        self.player.carry_up(up)
+
+    @precondition(lambda self: self.player.wire is None)
+    @rule()
+    def returns_for_good(self) -> None:
+        self.returns(9, 9)
+        self.player.carry()
 
     @precondition(lambda self: self.player.dialing)
     @rule(status=st.sampled_from([429, 500, 503]), seconds=st.sampled_from([None, "1", "7"]))
@@ -46,8 +54,10 @@ class Faults(RuleBasedStateMachine):
         self.player.fail()
 
     @precondition(lambda self: self.player.wire is not None)
-    @rule(code=st.sampled_from([1001, 1006, 1011, 1012, 1013, 4508, 4529]))
-    def loses_the_connection(self, code: int) -> None:
+    @rule(up=st.integers(0, 3), down=st.integers(0, 3), code=st.sampled_from([1006, 1006, 1012, 4508, 4529]))
+    def loses_the_connection(self, up: int, down: int, code: int) -> None:
+        self.player.carry_up(up)
+        self.player.carry_down(down)
         self.player.cut(code)
 
     @precondition(lambda self: self.player.wire is not None)
@@ -71,10 +81,19 @@ class Faults(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.player.advance(seconds)
 
-    @rule(timeout=st.sampled_from([None, None, 5.0, 200.0]))
-    def publishes(self, timeout: float | None) -> None:
-        data = f"mine-{self.number()}"
-        self.published[self.player.publish(data, timeout=timeout)] = data
+    @rule(timeout=st.sampled_from([None, None, 5.0, 200.0]), count=st.integers(1, 3))
+    def publishes(self, timeout: float | None, count: int) -> None:
+        for _ in range(count):
+            data = f"mine-{self.number()}"
+            self.published[self.player.publish(data, timeout=timeout)] = data
+
+    @precondition(lambda self: self.player.wire is not None and self.player.session.state is State.OPEN)
+    @rule(seconds=st.sampled_from([1.0, 95.0, 97.0, 119.0, 125.0]))
+    def publishes_and_hears_nothing(self, seconds: float) -> None:
+        self.publishes(None, 1)
+        self.player.carry_up()
+        self.player.cut()
+        self.player.advance(seconds)
 
     @rule(count=st.integers(1, 5))
     def others_publish(self, count: int) -> None:
@@ -85,18 +104,24 @@ class Faults(RuleBasedStateMachine):
     def the_store_is_in_trouble(self, kind: str) -> None:
         self.player.service.trouble.append(kind)
 
+    @precondition(lambda self: self.numbers % 3 == 0)
     @rule(keep=st.integers(0, 4))
     def the_log_is_trimmed(self, keep: int) -> None:
         self.player.service.trim(keep)
 
+    @precondition(lambda self: self.numbers % 3 == 0)
     @rule()
     def the_log_is_cleared(self) -> None:
         self.player.service.clear()
 
-    @rule()
-    def the_reader_is_slow(self) -> None:
+    @rule(count=st.integers(0, 3), soon=st.booleans())
+    def the_reader_is_slow(self, count: int, soon: bool) -> None:
         self.player.session.lag(ROOM)
         self.player.act()
+        self.others_publish(count + 1)
+        self.player.carry_up(1)
+        if soon:
+            self.the_reader_has_room()
 
     @rule()
     def the_reader_has_room(self) -> None:
@@ -154,5 +179,5 @@ class Faults(RuleBasedStateMachine):
         self.what_is_acknowledged_is_published()
 
 
-Faults.TestCase.settings = settings(max_examples=80, stateful_step_count=50, deadline=None, derandomize=True)
+Faults.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None, derandomize=True)
 TestFaults = Faults.TestCase

@@ -125,7 +125,7 @@ class Service:
     def serve(self, wire: Wire, now: float) -> None:
         """Take one command of a connection."""
         command = wire.up.popleft()
-        ref = command.get("ref")
+        ref: int = command["ref"]
         match command["type"]:
             case "subscribe":
                 self._subscribe(wire, ref, command.get("since"))
@@ -240,6 +240,13 @@ class Player:
 
     # The network
 
+    def wait(self) -> None:
+        """Time passes until it wants to connect."""
+        while not self.dialing:
+            deadline = self.session.deadline
+            assert deadline is not None
+            self.advance(max(0.0, deadline - self.now))
+
     def accept(self, **welcome: Any) -> None:
         """The upgrade succeeds."""
         assert self.dialing
@@ -316,12 +323,17 @@ class Player:
             self.session.tick(self.now)
             self.act()
 
+    def live(self, seconds: float) -> None:
+        """Time passes on a connection that carries."""
+        for _ in range(round(seconds)):
+            self.advance(1)
+            self.carry_down()
+
     # What tests do often
 
     def open(self, **welcome: Any) -> None:
         """Connect and be welcomed."""
-        if not self.dialing:
-            self.advance(60)
+        self.wait()
         self.accept(**welcome)
         self.carry()
         assert self.session.state is State.OPEN
