@@ -20,7 +20,7 @@ DRAIN = 20.0
 class Guest:
     """A connection that notes when it was sent away, and until when."""
 
-    held = False
+    held = one_way = False
     keepalive: Chunk | None = None
     identity = Identity()
 
