@@ -125,7 +125,10 @@ async def test_a_killed_redis_costs_patience(doomed: Service, store: RedisServer
 async def test_a_service_that_restarts_says_when_to_come_back(doomed: Service) -> None:
     told: list[tocsin.Change] = []
     channel = somewhere()
-    async with tocsin.connect(url(doomed), on_state=told.append) as client, client.subscribe(channel) as room:
+    async with (
+        tocsin.connect(url(doomed), backoff=QUICK, on_state=told.append) as client,
+        client.subscribe(channel) as room,
+    ):
         await room.publish("before")
         await asyncio.to_thread(doomed.stop)
         async with asyncio.timeout(10):
