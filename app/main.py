@@ -33,10 +33,12 @@ from app.core.messages import Welcome
 from app.edge.access import Access
 from app.edge.administration import Administration
 from app.edge.answers import answer, refusal
+from app.edge.entrance import Entrance
 from app.edge.gate import Gate
 from app.edge.http import BodyLimit, Rest, describe
 from app.edge.keys import Tokens
 from app.edge.ops import HEALTH, Ops
+from app.edge.sse import StreamEdge
 from app.edge.websocket import WebSocketEdge
 from app.engine.admissions import Admissions
 from app.engine.catchup import CatchUp
@@ -50,6 +52,7 @@ from app.engine.worker import Worker
 from app.protocols import BEARER
 from app.protocols.native import Native
 from app.protocols.plain import Plain
+from app.protocols.sse import EventStream
 from app.settings import Settings, describe_problems
 from app.sockets import HANDSHAKE_SECONDS, Limits
 
@@ -164,8 +167,11 @@ def create_app(settings: Settings) -> Tocsin:
         cookie=settings.cookie,
         refuse=refusals.check,
     )
+    entrance = Entrance(roster, admissions, settings.max_connections, worker.problems, refusals.refuses)
+    limits = Limits(message=settings.max_message, high_mark=settings.high_mark, frame_rate=settings.frame_rate)
     websocket_edge = WebSocketEdge(
         access=access,
+        entrance=entrance,
         plain=Plain(),
         native=Native(),
         rules=settings.channels,
@@ -175,9 +181,7 @@ def create_app(settings: Settings) -> Tocsin:
         roster=roster,
         admissions=admissions,
         presence=presence,
-        refuses=refusals.refuses,
-        capacity=settings.max_connections,
-        limits=Limits(message=settings.max_message, high_mark=settings.high_mark, frame_rate=settings.frame_rate),
+        limits=limits,
         max_subscriptions=settings.max_subscriptions,
         welcome=lambda client, user: Welcome(
             client,
@@ -187,8 +191,22 @@ def create_app(settings: Settings) -> Tocsin:
             settings.max_message,
             settings.key_seconds,
         ),
-        problems=worker.problems,
-        new_client=lambda: secrets.token_urlsafe(12),
+        new_client=_new_client,
+    )
+    streams = StreamEdge(
+        access=access,
+        entrance=entrance,
+        one=EventStream(several=False),
+        many=EventStream(several=True),
+        rules=settings.channels,
+        hub=hub,
+        catchup=catchup,
+        broker=broker,
+        roster=roster,
+        admissions=admissions,
+        limits=limits,
+        new_client=_new_client,
+        chance=random.random,
     )
     rest = Rest(settings.channels, broker, settings.max_message, presence)
     administration = Administration(settings.channels, broker, worker, refusals)
@@ -226,17 +244,23 @@ def create_app(settings: Settings) -> Tocsin:
             CORSMiddleware,
             allow_origins=settings.origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["authorization", "content-type", "idempotency-key", "x-api-key"],
+            allow_headers=["authorization", "content-type", "idempotency-key", "last-event-id", "x-api-key"],
             allow_credentials=settings.cookie is not None,
             expose_headers=["retry-after"],
             max_age=600,
         )
     app.include_router(rest.router(_connect_check(websocket_edge)))
     app.include_router(administration.router())
+    app.include_router(streams.router())
     metrics_token = None if settings.metrics_token is None else settings.metrics_token.get_secret_value()
     app.include_router(Ops(worker, metrics_token).router())
     _answer_errors(app)
     return app
+
+
+def _new_client() -> str:
+    """A client id that nobody guesses."""
+    return secrets.token_urlsafe(12)
 
 
 def _store_counts(broker: RedisBroker) -> dict[str, float]:

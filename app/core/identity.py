@@ -100,7 +100,7 @@ def identity_of(claims: Mapping[str, Any]) -> Identity:
     expires_at = claims.get("exp")
     if (
         isinstance(expires_at, bool)
-        or not isinstance(expires_at, int | float)
+        or not isinstance(expires_at, (int, float))
         or not 0 <= expires_at <= LATEST  # NaN is not
     ):
         raise Unauthorized("the token's `exp` must be a number of seconds since 1970, before the year 10000")
@@ -120,11 +120,13 @@ def identity_of(claims: Mapping[str, Any]) -> Identity:
 
 
 def _read_allows(claim: Any) -> dict[Verb, tuple[str, ...]]:
-    if not isinstance(claim, Mapping):
+    if not isinstance(claim, dict):
         raise Unauthorized(f'the token\'s `{CLAIM}` must be an object such as {{"subscribe": ["room:*"]}}')
     allows: dict[Verb, tuple[str, ...]] = {}
     for verb, name in _VERBS:
-        patterns = claim.get(name, [])
+        patterns = claim.get(name)
+        if patterns is None and name not in claim:
+            continue
         if not isinstance(patterns, list) or len(patterns) > LONGEST:
             raise _unreadable(name)
         for pattern in patterns:

@@ -6,7 +6,6 @@ is freed; elsewhere it drives the same connection from a receive loop.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,13 +16,13 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from app.brokers import Broker
-from app.core.errors import BadRequest, Close, Draining, TocsinError, Unavailable
+from app.core.errors import BadRequest, TocsinError
 from app.core.identity import Identity, rule_of
 from app.core.messages import ChannelRule, Position, Subscribe, Verb, Welcome
 from app.core.session import NativeSession, PlainSession
 from app.edge.access import Access
 from app.edge.answers import answer
-from app.edge.loopback import network_of
+from app.edge.entrance import Entrance, address_of
 from app.engine.admissions import Admissions
 from app.engine.catchup import CatchUp
 from app.engine.connection import Connection
@@ -67,17 +66,16 @@ class WebSocketEdge:
     Attributes:
         plain: the codec for who offers none.
         native: the codec with answers.
+        entrance: whether there is room.
         rules: channel rules.
-        capacity: sockets this worker holds at most.
         limits: of each plain socket; a native frame may have `FRAME_SLACK` bytes more.
         max_subscriptions: channels of a native socket at most.
-        problems: why upgrades are refused right now.
         new_client: an unguessable client id.
         welcome: the first event of a native session, for a client id and a user.
-        refuses: whether somebody is known to be revoked.
     """
 
     access: Access
+    entrance: Entrance
     plain: Codec
     native: Conversation
     rules: Sequence[ChannelRule]
@@ -87,11 +85,8 @@ class WebSocketEdge:
     roster: Roster
     admissions: Admissions
     presence: Presence
-    refuses: Callable[[Identity], bool]
-    capacity: int
     limits: Limits
     max_subscriptions: int
-    problems: Callable[[], list[str]]
     new_client: Callable[[], str]
     welcome: Callable[[str, str | None], Welcome]
 
@@ -104,17 +99,10 @@ class WebSocketEdge:
         self.access.admit(scope)
         codec, subprotocol = negotiate(offered, (self.plain, self.native))
         identity = await self.access.identify(scope, offered)
-        client = scope.get("client")
-        request = Request(identity, codec, subprotocol, address=network_of(client[0]) if client else "")
+        request = Request(identity, codec, subprotocol, address=address_of(scope))
         if codec is self.plain:
             request = self._check_plain(request, query)
-        if self.roster.draining:
-            raise Draining("this worker is going away", retry_after=1.0)
-        if self.roster.count + self.roster.opening >= self.capacity:
-            raise Unavailable("this worker is full", retry_after=5.0)
-        if self.problems():
-            raise Unavailable("the service is not ready", retry_after=1.0)
-        self.admissions.check(identity, request.address)
+        self.entrance.check(identity, request.address)
         return request
 
     def _check_plain(self, request: Request, query: Mapping[str, str]) -> Request:
@@ -132,17 +120,11 @@ class WebSocketEdge:
         """Serve one upgrade. What is under way counts against the capacity."""
         websocket = WebSocket(scope, receive, send)
         try:
-            client = scope.get("client")
-            self.admissions.knock(network_of(client[0]) if client else "", asyncio.get_running_loop().time())
+            self.entrance.knock(address_of(scope))
             request = await self.check(scope, websocket.query_params, scope.get("subprotocols", ()))
-            self.roster.opening += 1
-            self.admissions.begin(request.identity, request.address)
-            try:
+            with self.entrance.opening(request.identity, request.address):
                 start = self._start_native if request.subscribe is None else self._start_plain
                 drive = await start(websocket, request, receive, send)
-            finally:
-                self.roster.opening -= 1
-                self.admissions.end(request.identity, request.address)
         except TocsinError as error:
             self.admissions.refused += 1
             await deny(websocket, error)
@@ -172,7 +154,7 @@ class WebSocketEdge:
             presence=self.presence,
             verify=self.access.verify,
             welcome=replace(self.welcome(client, request.identity.user), expires_at=request.identity.expires_at),
-            address=self._counted(request),
+            address=self.entrance.counted(request.address),
         )
         limits = replace(self.limits, message=self.limits.message + FRAME_SLACK)
         return self._hand_over(connection, limits, websocket.scope, receive, send)
@@ -204,7 +186,7 @@ class WebSocketEdge:
                 broker=self.broker,
                 roster=self.roster,
                 admissions=self.admissions,
-                address=self._counted(request),
+                address=self.entrance.counted(request.address),
             )
             drive = self._hand_over(connection, self.limits, websocket.scope, receive, send)
             connection.opened(subscribe, resumed)
@@ -214,9 +196,6 @@ class WebSocketEdge:
             if held:
                 self.hub.release(channel)
         return drive
-
-    def _counted(self, request: Request) -> str | None:
-        return request.address if self.admissions.counts_addresses else None
 
     def _hand_over(self, connection: Connection, limits: Limits, scope: Scope, receive: Receive, send: Send) -> Drive:
         """Give the connection its socket. Returns what drives it, where the server does not."""
@@ -228,8 +207,7 @@ class WebSocketEdge:
             socket = AsgiSocket(receive, send, limits)
             connection.open(socket)
             drive = partial(socket.run, connection)
-        if self.refuses(connection.identity):  # revoked while the upgrade was under way
-            connection.socket.close(Close.FORBIDDEN, "revoked")
+        self.entrance.look_again(connection)
         return drive
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
-from typing import assert_never
+from typing import ClassVar, assert_never
 
 import structlog
 
@@ -12,7 +13,7 @@ from app.brokers import Broker
 from app.core.continuity import Follower, Gap, Resumed
 from app.core.errors import Close, TocsinError
 from app.core.identity import Identity
-from app.core.messages import Published, Ref, Subscribe
+from app.core.messages import Alive, ComeBack, Event, Published, Ref, Subscribe
 from app.core.session import (
     Absent,
     Disconnect,
@@ -31,8 +32,8 @@ from app.engine.catchup import CatchUp
 from app.engine.channel import Channel, Subscription
 from app.engine.hub import Hub
 from app.engine.roster import Roster
-from app.protocols import Codec
-from app.sockets import Chunk, Socket
+from app.protocols import Codec, Conversation
+from app.sockets import Chunk, Framing, Socket, Unit
 
 log = structlog.get_logger("tocsin.connection")
 
@@ -74,6 +75,7 @@ class Connection:
     )
 
     socket: Socket
+    one_way: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -116,6 +118,11 @@ class Connection:
         """What goes out with a ping; nothing on a plain socket."""
         return None
 
+    @property
+    def framing(self) -> Framing:
+        """How its socket wants its messages."""
+        return self.socket.framing
+
     def open(self, socket: Socket) -> None:
         """The connection begins."""
         self.socket = socket
@@ -124,7 +131,7 @@ class Connection:
 
     def hear(self, channel: Channel, follower: Follower, *, echo: bool = True) -> None:
         """Begin to hear `channel`, which `Hub.open` holds for this connection, from the follower's position."""
-        encoding = self._hub.encoding(self.codec, self.socket.framing)
+        encoding = self._hub.encoding(self.codec, self.framing)
         subscription = Subscription(channel, self, encoding, None if echo else self.session.client)
         subscription.follower = follower
         self._subscriptions[channel.name] = subscription
@@ -251,3 +258,45 @@ class Connection:
         if subscription is not None:
             subscription.channel.drop(subscription)
             self._hub.release(subscription.channel)
+
+
+class EventConnection(Connection):
+    """A connection whose format has events: gaps, the end, and that the server is there. By itself it is what an event
+    stream needs.
+    """
+
+    __slots__ = ()
+
+    codec: Conversation
+
+    @property
+    def keepalive(self) -> Chunk | None:
+        """An `alive` event: browsers do not see ping frames."""
+        encoding = self._hub.encoding(self.codec, self.framing)
+        if encoding.keepalive is None:
+            encoding.keepalive = self.framing.join([self._unit(Alive())])[0]
+        return encoding.keepalive
+
+    def end(self, after: float) -> None:
+        """Tell when to come back, and close."""
+        self._say(ComeBack(after, "draining"))
+        super().end(after)
+
+    def _perform(self, effect: Effect | None) -> None:
+        match effect:
+            case Say(event):
+                self._say(event)
+            case _:
+                super()._perform(effect)
+
+    def _say(self, event: Event) -> None:
+        """Write an event."""
+        if not self.closed:
+            self._write([self._unit(event)])
+
+    def _unit(self, event: Event) -> Unit:
+        return self.framing.text(self.codec.say(event).payload)
+
+    def _write(self, units: Sequence[Unit]) -> None:
+        for chunk in self.framing.join(units):
+            self.socket.write(chunk)

@@ -15,9 +15,7 @@ from app.core.errors import NotSubscribed, TocsinError
 from app.core.identity import Identity
 from app.core.messages import (
     Acknowledged,
-    Alive,
     Authenticate,
-    ComeBack,
     Event,
     Pong,
     PresencePage,
@@ -35,18 +33,17 @@ from app.core.session import (
     Leave,
     NativeSession,
     Open,
-    Say,
     Survey,
     Verify,
 )
 from app.engine.admissions import Admissions
 from app.engine.catchup import CatchUp
-from app.engine.connection import BUSY, SLOW, Connection
+from app.engine.connection import BUSY, SLOW, EventConnection
 from app.engine.hub import Hub
 from app.engine.presence import Presence
 from app.engine.roster import Roster
 from app.protocols import Conversation
-from app.sockets import Chunk, Socket, Unit
+from app.sockets import Socket, Unit
 
 log = structlog.get_logger("tocsin.connection")
 
@@ -62,7 +59,7 @@ _Asked = Subscribe | ReadHistory | ReadMembers | Authenticate
 """Commands whose answer takes a while."""
 
 
-class NativeConnection(Connection):
+class NativeConnection(EventConnection):
     """A connection whose format has answers. Those of one turn of the loop leave in one write.
 
     Args:
@@ -74,7 +71,6 @@ class NativeConnection(Connection):
     __slots__ = ("_answers", "_attending", "_opening", "_presence", "_under_way", "_verify", "_welcome")
 
     session: NativeSession
-    codec: Conversation
 
     def __init__(
         self,
@@ -109,15 +105,6 @@ class NativeConnection(Connection):
         self._opening: dict[str, Subscribe] | None = None
         self._under_way = 0
 
-    @property
-    def keepalive(self) -> Chunk | None:
-        """An `alive` event: browsers do not see ping frames."""
-        encoding = self._hub.encoding(self.codec, self.socket.framing)
-        if encoding.keepalive is None:
-            unit = self.socket.framing.text(self.codec.say(Alive()).payload)
-            encoding.keepalive = self.socket.framing.join([unit])[0]
-        return encoding.keepalive
-
     def open(self, socket: Socket) -> None:
         """The connection begins with `welcome`."""
         super().open(socket)
@@ -135,15 +122,8 @@ class NativeConnection(Connection):
         self._release(SLOW)
         super().on_resumed()
 
-    def end(self, after: float) -> None:
-        """Tell when to come back, and close."""
-        self._say(ComeBack(after, "draining"))
-        super().end(after)
-
     def _perform(self, effect: Effect | None) -> None:
         match effect:
-            case Say(event):
-                self._say(event)
             case Open(command):
                 if self._opening is None:
                     self._opening = {}
@@ -309,7 +289,7 @@ class NativeConnection(Connection):
         """
         if self.closed:
             return
-        unit = self.socket.framing.text(self.codec.say(event).payload)
+        unit = self._unit(event)
         if self._answers is None:
             self._answers = []
             asyncio.get_running_loop().call_soon(self._write_answers)
@@ -319,5 +299,5 @@ class NativeConnection(Connection):
 
     def _write_answers(self) -> None:
         answers, self._answers = self._answers, None
-        for chunk in self.socket.framing.join(answers) if answers else ():
-            self.socket.write(chunk)
+        if answers:
+            self._write(answers)

@@ -19,6 +19,8 @@ from app.sockets import Chunk, Socket
 
 log = structlog.get_logger("tocsin.roster")
 
+COMMENT_SECONDS = 15.0
+"""How often a stream gets a comment, at least: proxies end what is silent, and nobody answers a ping there."""
 RETURN_SECONDS = 2.0
 """Within how many seconds those who were sent away are asked to return, each at a moment of its own."""
 
@@ -32,6 +34,10 @@ class Peer(Protocol):
 
     socket: Socket
     slot: int
+
+    @property
+    def one_way(self) -> bool:
+        """Whether it only listens."""
 
     @property
     def held(self) -> bool:
@@ -67,8 +73,11 @@ class Roster:
     def __init__(
         self, *, ping_seconds: float, stall_seconds: float, drain_seconds: float, chance: Callable[[], float]
     ) -> None:
-        self._wheel: list[dict[Peer, None]] = [{} for _ in range(max(1, round(ping_seconds)))]
-        self._next = 0
+        # Two wheels on one axle: first the slots of sockets, then those of streams.
+        self._pings = max(1, round(ping_seconds))
+        self._comments = max(1, round(min(ping_seconds, COMMENT_SECONDS)))
+        self._wheel: list[dict[Peer, None]] = [{} for _ in range(self._pings + self._comments)]
+        self._turns = 0
         self._stalled: dict[Peer, float] = {}
         self._stall_seconds = stall_seconds
         self._silence = 2.0 * ping_seconds
@@ -86,7 +95,7 @@ class Roster:
 
     def add(self, peer: Peer) -> None:
         """A connection has begun."""
-        peer.slot = self.opened % len(self._wheel)
+        peer.slot = self._pings + self.opened % self._comments if peer.one_way else self.opened % self._pings
         self._wheel[peer.slot][peer] = None
         self.count += 1
         self.opened += 1
@@ -137,8 +146,9 @@ class Roster:
         for peer in [peer for peer, since in self._stalled.items() if now - since > self._stall_seconds]:
             self.aborted += 1
             peer.socket.abort()
-        self._next = (self._next + 1) % len(self._wheel)
-        for peer in list(self._wheel[self._next]):
+        self._turns += 1
+        pinged, commented = self._turns % self._pings, self._pings + self._turns % self._comments
+        for peer in [*self._wheel[pinged], *self._wheel[commented]]:
             socket = peer.socket
             if socket.paused or peer.held:
                 continue

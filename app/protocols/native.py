@@ -8,10 +8,12 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from typing import Annotated, Any, Literal, assert_never
+from collections.abc import Sequence
+from typing import Any, assert_never, overload
 
 import msgspec
 import orjson
+from msgspec import UNSET
 
 from app.core.errors import BadRequest, TocsinError, TooLarge, UnknownType, UnsupportedType
 from app.core.messages import (
@@ -45,69 +47,12 @@ from app.core.messages import (
     Unsubscribed,
     Welcome,
 )
-from app.protocols import Message
+from app.protocols import Message, objects
 
 DEPTH = 32
 """Nesting of `data` at most; the command around it is one level more."""
 INFO = 1024
 """Bytes of what a member says about itself, at most."""
-
-_INTEGER = 2**63
-_Ref = Annotated[int, msgspec.Meta(ge=-_INTEGER, le=_INTEGER - 1)] | Annotated[str, msgspec.Meta(max_length=64)] | None
-_Key = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{16,64}\Z")]
-
-
-class _Attend(msgspec.Struct):
-    info: msgspec.Raw = msgspec.Raw(b"{}")
-
-
-class _Subscribe(msgspec.Struct, tag="subscribe"):
-    channel: str
-    ref: _Ref = None
-    since: str | None = None
-    history: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
-    presence: Literal["watch"] | _Attend | None = None
-
-
-class _Unsubscribe(msgspec.Struct, tag="unsubscribe"):
-    channel: str
-    ref: _Ref = None
-
-
-class _Publish(msgspec.Struct, tag="publish"):
-    channel: str
-    ref: _Ref = None
-    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    base64: str | None = None
-    key: _Key | None = None
-    ephemeral: bool = False
-
-
-class _History(msgspec.Struct, tag="history"):
-    channel: str
-    ref: _Ref = None
-    since: str | None = None
-    before: str | None = None
-    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
-
-
-class _Presence(msgspec.Struct, tag="presence"):
-    channel: str
-    ref: _Ref = None
-    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
-    cursor: Annotated[str, msgspec.Meta(max_length=512)] | None = None
-
-
-class _Authenticate(msgspec.Struct, tag="authenticate"):
-    token: str
-    ref: _Ref = None
-
-
-class _Ping(msgspec.Struct, tag="ping"):
-    ref: _Ref = None
-
-
-_Given = _Subscribe | _Unsubscribe | _Publish | _History | _Presence | _Authenticate | _Ping
 
 
 class _Head(msgspec.Struct):
@@ -117,8 +62,9 @@ class _Head(msgspec.Struct):
     ref: Any = None
 
 
-_DECODER = msgspec.json.Decoder(_Given)
+_DECODER = msgspec.json.Decoder(objects.Command)
 _HEAD = msgspec.json.Decoder(_Head)
+_ENCODER = msgspec.json.Encoder()
 _TYPES = ("subscribe", "unsubscribe", "publish", "history", "presence", "authenticate", "ping")
 # To the end of the text where a string has none: it is looked at once, whatever a client sends.
 _STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
@@ -139,7 +85,7 @@ class Native:
 
     def say(self, event: Event) -> Message:
         """An event as its frame."""
-        return Message(orjson.dumps(_object(event)), text=True)
+        return Message(_ENCODER.encode(_object(event)), text=True)
 
     def decode_text(self, payload: bytes) -> Command:
         """A command, or why it is none."""
@@ -193,67 +139,54 @@ def error_object(error: TocsinError) -> dict[str, Any]:
     return found
 
 
-def _object(event: Event) -> dict[str, Any]:
+def _object(event: Event) -> objects.Event:
     match event:
         case Acknowledged(position, duplicate, ref):
             identity = None if position is None else str(position)
-            return _answer("published", ref, id=identity, duplicate=duplicate)
+            return objects.Published(ref=_echo(ref), id=identity, duplicate=duplicate)
         case Subscribed(channel, position, recovered, replayed, reason, ref, presence):
-            more: dict[str, Any] = {} if reason is None else {"reason": reason}
-            if presence is not None:
-                more |= {"members": [member_object(member) for member in presence.members], "count": presence.count}
-            return _answer(
-                "subscribed",
-                ref,
-                channel=channel,
-                position=str(position),
-                recovered=recovered,
-                replayed=replayed,
-                **more,
+            found = objects.Subscribed(
+                ref=_echo(ref), channel=channel, position=str(position), recovered=recovered, replayed=replayed
             )
+            if reason is not None:
+                found.reason = reason
+            if presence is not None:
+                found.members, found.count = _members(presence.members), presence.count
+            return found
         case Unsubscribed(channel, ref, reason):
-            more = {} if reason is None else {"reason": reason}
-            return _answer("unsubscribed", ref, channel=channel, **more)
+            return objects.Unsubscribed(ref=_echo(ref), channel=channel, reason=UNSET if reason is None else reason)
         case HistoryPage(channel, publications, position, complete, ref):
-            messages = [message(channel, item) for item in publications]
-            return _answer(
-                "history", ref, channel=channel, messages=messages, position=str(position), complete=complete
+            messages = [msgspec.Raw(orjson.dumps(message(channel, item))) for item in publications]
+            return objects.HistoryPage(
+                ref=_echo(ref), channel=channel, messages=messages, position=str(position), complete=complete
             )
         case Members(channel, page, ref):
-            return _answer("presence", ref, channel=channel, **members_object(page))
+            members = _members(page.members)
+            return objects.Members(
+                ref=_echo(ref), channel=channel, members=members, count=page.count, cursor=page.cursor
+            )
         case PresenceChange(channel, joined, left, count):
-            return {
-                "type": "presence",
-                "channel": channel,
-                "joined": [member_object(member) for member in joined],
-                "left": [member_object(member) for member in left],
-                "count": count,
-            }
+            return objects.PresenceChange(channel, _members(joined), _members(left), count)
         case Authenticated(user, expires_at, ref):
-            return _answer("authenticated", ref, user=user, expires_at=_seconds(expires_at))
+            return objects.Authenticated(ref=_echo(ref), user=user, expires_at=_seconds(expires_at))
         case Pong(ref):
-            return _answer("pong", ref)
+            return objects.Pong(_echo(ref))
         case Refused(error, ref):
-            return _answer("error", ref, **error_object(error))
+            return objects.Error(ref=_echo(ref), **error_object(error))
         case Lost(channel, reason, position):
-            return {"type": "gap", "channel": channel, "reason": reason, "position": str(position)}
+            return objects.Gap(channel, reason, str(position))
         case Alive():
-            return {"type": "alive"}
+            return objects.Alive()
         case ComeBack(after, reason):
-            return {"type": "reconnect", "after": round(after, 3), "reason": reason}
+            return objects.Reconnect(round(after, 3), reason)
         case Welcome(client, user, worker, ping, max_data, key_seconds, expires_at):
-            return {
-                "type": "welcome",
-                "client": client,
-                "user": user,
-                "worker": worker,
-                "ping": _seconds(ping),
-                "max_data": max_data,
-                "key_seconds": key_seconds,
-                "expires_at": _seconds(expires_at),
-            }
+            return objects.Welcome(client, user, worker, _seconds(ping), max_data, key_seconds, _seconds(expires_at))
         case _:
             assert_never(event)
+
+
+def _members(members: Sequence[Member]) -> list[objects.Member]:
+    return [objects.Member(member.member, member.clients, msgspec.Raw(member.info)) for member in members]
 
 
 def member_object(member: Member) -> dict[str, Any]:
@@ -270,37 +203,41 @@ def members_object(page: PresencePage) -> dict[str, Any]:
     }
 
 
+@overload
+def _seconds(seconds: float) -> float: ...
+@overload
+def _seconds(seconds: float | None) -> float | None: ...
 def _seconds(seconds: float | None) -> float | None:
     """Whole seconds as an integer: clients read them so."""
     return int(seconds) if seconds is not None and float(seconds).is_integer() else seconds
 
 
-def _answer(kind: str, ref: Ref, **fields: Any) -> dict[str, Any]:
-    return {"type": kind, **fields} if ref is None else {"type": kind, "ref": ref, **fields}
+def _echo(ref: Ref) -> objects.Echo:
+    return UNSET if ref is None else ref
 
 
-def _command(given: _Given) -> Command:
+def _command(given: objects.Command) -> Command:
     match given:
-        case _Publish():
+        case objects.Publish():
             return _publish(given)
-        case _Subscribe(channel=channel, ref=ref, since=since, history=history, presence=presence):
-            info = _info(presence) if isinstance(presence, _Attend) else None
+        case objects.Subscribe(channel=channel, ref=ref, since=since, history=history, presence=presence):
+            info = _info(presence) if isinstance(presence, objects.Attend) else None
             return Subscribe(channel, ref, _position(since), history, presence is not None, info)
-        case _Unsubscribe(channel=channel, ref=ref):
+        case objects.Unsubscribe(channel=channel, ref=ref):
             return Unsubscribe(channel, ref)
-        case _History(channel=channel, ref=ref, since=since, before=before, limit=limit):
+        case objects.History(channel=channel, ref=ref, since=since, before=before, limit=limit):
             return ReadHistory(channel, ref, _position(since), _position(before), limit)
-        case _Presence(channel=channel, ref=ref, limit=limit, cursor=cursor):
+        case objects.Presence(channel=channel, ref=ref, limit=limit, cursor=cursor):
             return ReadMembers(channel, ref, limit, cursor)
-        case _Authenticate(token=token, ref=ref):
+        case objects.Authenticate(token=token, ref=ref):
             return Authenticate(token, ref)
-        case _Ping(ref=ref):
+        case objects.Ping(ref=ref):
             return Ping(ref)
         case _:
             assert_never(given)
 
 
-def _info(given: _Attend) -> bytes:
+def _info(given: objects.Attend) -> bytes:
     """What a member says about itself: any JSON object of at most `INFO` bytes."""
     info = bytes(given.info)
     if len(info) > INFO:
@@ -315,8 +252,8 @@ def _position(text: str | None) -> Position | None:
     return None if text is None else Position.parse(text)
 
 
-def _publish(given: _Publish) -> Publish:
-    if (given.data is msgspec.UNSET) == (given.base64 is None):
+def _publish(given: objects.Publish) -> Publish:
+    if (given.data is UNSET) == (given.base64 is None):
         raise BadRequest("give either `data` or `base64`")
     if given.base64 is not None:
         try:
@@ -364,4 +301,4 @@ def _head(payload: bytes) -> tuple[Any, Ref]:
     if isinstance(ref, str):
         return head.type, ref if len(ref) <= 64 else None
     whole = isinstance(ref, int) and not isinstance(ref, bool)
-    return head.type, ref if whole and -_INTEGER <= ref < _INTEGER else None
+    return head.type, ref if whole and -objects.INTEGER <= ref < objects.INTEGER else None

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import signal
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from app.core.errors import Close
-from app.sockets import ALONE, BURST_SECONDS, FLOOD_SECONDS, JOIN_LIMIT, Limits, Receiver
-from app.sockets.frames import cut_reason
+from app.sockets import ALONE, BURST_SECONDS, FLOOD_SECONDS, JOIN_LIMIT, Framing, Limits, Receiver
+from app.sockets.frames import Joined, cut_reason
 
 TURN = 256
 """Messages of one peer at most in one turn of the loop: a server's `receive` may never wait."""
@@ -115,7 +116,7 @@ class AsgiSocket:
         self._timer: asyncio.TimerHandle | None = None
 
     @property
-    def framing(self) -> Messages:
+    def framing(self) -> Framing:
         """The framing of this kind of socket."""
         return MESSAGES
 
@@ -161,15 +162,19 @@ class AsgiSocket:
         self._reading.set()
 
     def close(self, code: int, reason: str = "") -> None:
-        """Send `websocket.close` after what is waiting; the server has `close_seconds` to report the end."""
+        """Send the last message after what is waiting; the server has `close_seconds` to report the end."""
         if self._closing:
             return
         self._closing = True
         self.write = _ignore
-        self._queue.append(({"type": "websocket.close", "code": int(code), "reason": cut_reason(reason)}, 0))
+        self._queue.append((self._last(code, reason), 0))
         self._work.set()
         self._reading.set()
         self._set_deadline()
+
+    def _last(self, code: int, reason: str) -> dict[str, Any]:
+        """The message that ends the connection."""
+        return {"type": "websocket.close", "code": int(code), "reason": cut_reason(reason)}
 
     def abort(self) -> None:
         """End now: the application returns, and what becomes of the connection is the server's business."""
@@ -267,3 +272,74 @@ class AsgiSocket:
             receiver.on_binary(payload)
         else:
             receiver.on_text(payload)
+
+
+class Bodies(Joined):
+    """The framing of ASGI responses: a unit is bytes of the body, a chunk one message with several."""
+
+    __slots__ = ()
+
+    def text(self, payload: bytes) -> bytes:
+        """The bytes as they are."""
+        return payload
+
+    binary = text
+
+    def join(self, units: Sequence[bytes]) -> list[Any]:
+        """As few chunks as `JOIN_LIMIT` and `ALONE` (bytes) allow, in order."""
+        return [
+            (({"type": "http.response.body", "body": body, "more_body": True}, len(body)),)
+            for body in super().join(units)
+        ]
+
+
+BODIES = Bodies()
+STOP_SECONDS = 1.0
+"""How often a stream looks whether the server is to stop."""
+
+
+def server_is_stopping() -> bool:
+    """Whether the uvicorn of this process, if it is one, has been told to stop: it does not tell its HTTP applications,
+    and waits for their responses to end.
+    """
+    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return bool(getattr(server, "should_exit", False))
+
+
+class AsgiStream(AsgiSocket):
+    """A `Socket` on an ASGI response whose head was sent: the body goes on until somebody ends it."""
+
+    __slots__ = ("_watch",)
+
+    @property
+    def framing(self) -> Framing:
+        """The framing of this kind of socket."""
+        return BODIES
+
+    async def run(self, receiver: Receiver) -> None:
+        """Drive the response until it ends; `receiver.on_closed` has been called when this returns or raises."""
+        self._watch = self._loop.call_later(STOP_SECONDS, self._look, receiver)
+        try:
+            await super().run(receiver)
+        finally:
+            self._watch.cancel()
+
+    def _look(self, receiver: Receiver) -> None:
+        if server_is_stopping():
+            receiver.on_shutdown()
+        else:
+            self._watch = self._loop.call_later(STOP_SECONDS, self._look, receiver)
+
+    def _last(self, code: int, reason: str) -> dict[str, Any]:  # noqa: ARG002 a response cannot say why it ends
+        return {"type": "http.response.body", "body": b"", "more_body": False}
+
+    async def _read(self) -> None:
+        """Wait for the peer to leave; it has nothing more to say."""
+        while True:
+            try:
+                message = await self._receive()
+            except Exception:  # noqa: BLE001 as above
+                break
+            if message["type"] == "http.disconnect":
+                break
+        self._end(Close.ABNORMAL)

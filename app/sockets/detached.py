@@ -51,8 +51,17 @@ def dismiss(library: Library) -> None:
     del library.parser, library.parser_exc, library.handshake_exc
 
 
-def _ignore(_chunk: Any) -> None:
+def ignore(_chunk: Any) -> None:
     """Take the place of `write` once nothing can be written any more."""
+
+
+def bound_buffers(transport: asyncio.Transport, limits: Limits) -> None:
+    """Hold what may wait for the peer, in the kernel and here."""
+    # Unix sockets and transports over something else have buffers of their own.
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    transport.set_write_buffer_limits(high=limits.high_mark)
 
 
 class _Farewell:
@@ -170,11 +179,7 @@ class DetachedSocket(asyncio.Protocol):
             return
         self._receiver = receiver if self._state == _OPEN else _Farewell(receiver)
         self._limits = limits
-        # Unix sockets and transports over something else have buffers of their own.
-        sock = self._transport.get_extra_info("socket")
-        if sock is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        self._transport.set_write_buffer_limits(high=limits.high_mark)
+        bound_buffers(self._transport, limits)
         self.resume_reading()
 
     @property
@@ -214,7 +219,7 @@ class DetachedSocket(asyncio.Protocol):
         frame = close_frame(code, reason)
         self._state = _CLOSING
         self._receiver = _Farewell(self._receiver)
-        self.write = _ignore
+        self.write = ignore
         self._transport.write(frame)
         self._set_deadline()
         self._forgive()
@@ -462,7 +467,7 @@ class DetachedSocket(asyncio.Protocol):
             self._flowing = False
             self._rest = None
             self._forgive()
-            self.write = _ignore
+            self.write = ignore
             self._receiver = _Farewell(self._receiver)
         if self._fragments is not None:
             dismiss(self._fragments.library)

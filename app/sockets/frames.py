@@ -45,18 +45,10 @@ def close_frame(code: int, reason: str = "") -> bytes:
     return Frame(Opcode.CLOSE, Close(code, cut_reason(reason)).serialize()).serialize(mask=False)
 
 
-class Frames:
-    """The framing of sockets that take bytes: a unit is one frame, a chunk the bytes of several."""
+class Joined:
+    """What the framings of sockets that take bytes share: a chunk is the bytes of several units."""
 
     __slots__ = ()
-
-    def text(self, payload: bytes) -> bytes:
-        """Frame a text message of UTF-8 bytes."""
-        return _frame(0x81, payload)
-
-    def binary(self, payload: bytes) -> bytes:
-        """Frame a binary message."""
-        return _frame(0x82, payload)
 
     def join(self, units: Sequence[bytes]) -> list[bytes]:
         """As few chunks as `JOIN_LIMIT` and `ALONE` (bytes) allow, in order."""
@@ -78,3 +70,17 @@ class Frames:
         if run:
             chunks.append(b"".join(run))
         return chunks
+
+
+class Frames(Joined):
+    """The framing of detached WebSockets: a unit is one frame."""
+
+    __slots__ = ()
+
+    def text(self, payload: bytes) -> bytes:
+        """Frame a text message of UTF-8 bytes."""
+        return _frame(0x81, payload)
+
+    def binary(self, payload: bytes) -> bytes:
+        """Frame a binary message."""
+        return _frame(0x82, payload)

@@ -3,7 +3,8 @@
 uvicorn has neither with httptools: who connects and says nothing, or a byte now and then, stays for ever, and a head
 grows without end. A class for uvicorn's `http`; `tocsin serve` names it. No task, and one timer of the loop for as long
 as something is missing: none while a request is answered, between two requests (uvicorn's keep-alive timeout rules
-there) or after an upgrade. The object must leave no reference behind when it is upgraded: see `WebSocketProtocol`.
+there) or after an upgrade. The object must leave no reference behind when it is upgraded (see `WebSocketProtocol`) or
+when an application takes the connection of its response over, which is offered to each.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from app.sockets import HANDSHAKE_SECONDS
+from app.sockets import EXTENSION, HANDSHAKE_SECONDS, Limits, Receiver, Socket
+from app.sockets.stream import CHUNKS, PIECES, DetachedStream
 
 HEAD_LIMIT = 65_536
 """Bytes of a head or of trailers at most, counted as HTTP/2 counts them. A WebSocket handshake keeps within the limits
@@ -32,6 +34,8 @@ DEFAULT_SECONDS = 10.0
 """The deadline under an application that names none."""
 
 _FIELDS = b"content-type: text/plain; charset=utf-8\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+_UNNAMED = 2**62
+"""More bytes than any response has."""
 _LEAST_SECONDS = 0.1
 """A deadline is put off by so much at least, and the last look at a request is taken so much before."""
 
@@ -61,6 +65,19 @@ class _Flow(FlowControl):
 
 class _TooLarge(Exception):
     """Ends the parser's work on a request that has been refused."""
+
+
+async def _send_in_pieces(cycle: RequestResponseCycle, send: Any, message: Any) -> None:
+    """ASGI send for HTTP/1.0, which knows no chunks (RFC 9112 section 6.1): where the application names no length, the
+    end of the connection is the end of the body. uvicorn would send chunks.
+    """
+    if message["type"] == "http.response.start":
+        if not any(name.lower() == b"content-length" for name, _ in message.get("headers", ())):
+            cycle.chunked_encoding = False
+            cycle.expected_content_length = 2 * _UNNAMED
+    elif cycle.expected_content_length > _UNNAMED and not message.get("more_body", False):
+        cycle.expected_content_length = len(message.get("body", b""))
+    await send(message)
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -130,6 +147,48 @@ class HttpProtocol(HttpToolsProtocol):
         """The parser has given up; where we made it, the peer has its answer already."""
         if not self._done:
             self._refuse(HTTPStatus.BAD_REQUEST)
+
+    # The response.
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Begin to answer a request."""
+        super()._start_asgi_task(cycle, partial(self._answer, cycle, app))
+
+    async def _answer(self, cycle: RequestResponseCycle, app: Any, scope: Any, receive: Any, send: Any) -> None:
+        """Run the application, with the offer to take the connection over."""
+        scope["extensions"] = {EXTENSION: partial(self._hand_over, cycle)}
+        try:
+            await app(scope, receive, send if scope["http_version"] == "1.1" else partial(_send_in_pieces, cycle, send))
+        finally:
+            del scope["extensions"]  # a cycle
+
+    def _hand_over(self, cycle: RequestResponseCycle, receiver: Receiver, limits: Limits) -> Socket:
+        """The `Handover` in the scope of a request.
+
+        Raises:
+            RuntimeError: the head of the response has not been sent, or the response is complete.
+        """
+        if not cycle.response_started or cycle.response_complete:
+            raise RuntimeError("hand a response over once, after its head")
+        gone = cycle.disconnected
+        if not gone:
+            self._done = cycle.disconnected = True  # uvicorn writes nothing more for it
+            self._cancel()
+            self._unset_keepalive_if_required()
+            self.connections.discard(self)
+            self.flow.resume_reading()
+            # What was asked behind it is never answered; and these would be cycles.
+            self.pipeline.clear()
+            self.parser = self.cycle = cast("Any", None)
+        return DetachedStream(
+            self.transport,
+            loop=self.loop,
+            connections=self.connections,
+            receiver=receiver,
+            limits=limits,
+            framing=CHUNKS if cycle.chunked_encoding else PIECES,
+            gone=gone,
+        )
 
     # What the parser tells.
 

@@ -155,6 +155,12 @@ class Service:
                         return pid
         return None
 
+    def pids_connected(self) -> set[int]:
+        """The workers with a connection to anybody."""
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        peers = [int(each[2].split(":")[1], 16) for each in lines if each[1].endswith(f":{self.port:04X}")]
+        return {pid for peer in peers if peer and (pid := self.pid_serving(peer)) is not None}
+
     @contextlib.asynccontextmanager
     async def connect(self, channel: str = "lobby", query: str = "", **options: Any) -> AsyncIterator[ClientConnection]:
         """A plain client. What it has not read does not keep it from closing."""

@@ -205,6 +205,6 @@ def test_any_claims_give_a_user_without_administration_or_are_refused(claims: di
 def test_what_is_allowed_is_what_is_listed(claim: dict[str, list[str]]) -> None:
     someone = identity_of({**ADA, "sub": "ab", "tocsin": claim})
     for verb in Verb:
-        assert (someone.allows or {})[verb] == tuple(claim.get(verb, ()))
+        assert (someone.allows or {}).get(verb, ()) == tuple(claim.get(verb, ()))
         if not claim.get(verb):
             assert not someone.may(verb, "a", OPEN)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import signal
 import socket
 import sys
 from typing import cast
@@ -25,6 +26,7 @@ from websockets.protocol import OPEN, SERVER
 from websockets.protocol import Protocol as Library
 from websockets.server import ServerProtocol
 
+from app.sockets.asgi import server_is_stopping
 from app.sockets.handshake import HttpProtocol
 from app.sockets.uvicorn import WebSocketProtocol
 
@@ -195,3 +197,50 @@ def test_transports(new_loop: object) -> None:
 
     with asyncio.Runner(loop_factory=new_loop) as runner:  # type: ignore[arg-type]
         runner.run(check())
+
+
+def test_an_application_is_started_in_one_place_with_its_scope() -> None:
+    """There it gets the offer to take the connection over, and a `send` that knows HTTP/1.0."""
+    assert "(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None" in inspect.getsource(
+        HttpToolsProtocol._start_asgi_task
+    )
+    source = inspect.getsource(HttpToolsProtocol)
+    assert source.count("cycle.run_asgi(app)") == inspect.getsource(HttpToolsProtocol._start_asgi_task).count(
+        "cycle.run_asgi(app)"
+    )
+    assert "self.scope, self.receive, self.send" in inspect.getsource(RequestResponseCycle.run_asgi)
+
+
+def test_a_response_that_was_given_away_is_over_for_uvicorn() -> None:
+    run = inspect.getsource(RequestResponseCycle.run_asgi)
+    assert "elif not self.response_started and not self.disconnected:" in run
+    assert "elif not self.response_complete and not self.disconnected:" in run
+    assert "self.on_response = lambda: None" in run
+    send = inspect.getsource(RequestResponseCycle.send)
+    assert "self.response_started = True" in send
+    assert "self.response_complete = True" in send
+
+
+def test_a_response_with_a_length_or_without_one_has_no_chunks() -> None:
+    """What is set for HTTP/1.0 before the head is sent."""
+    source = inspect.getsource(RequestResponseCycle.send)
+    assert "if self.chunked_encoding is None and self.scope" in source
+    assert "if num_bytes > self.expected_content_length:" in source
+    assert "self.expected_content_length -= num_bytes" in source
+    assert "if self.expected_content_length != 0:" in source
+    assert "chunked_encoding: bool | None = None" in inspect.getsource(RequestResponseCycle)
+
+
+def test_a_server_that_stops_is_found_by_its_handler_of_sigterm() -> None:
+    """`app.sockets.asgi` looks there: an HTTP application is told nothing."""
+    assert "signal.signal(sig, self.handle_exit) for sig in HANDLED_SIGNALS" in inspect.getsource(Server)
+    assert "self.should_exit = True" in inspect.getsource(Server.handle_exit)
+    assert not server_is_stopping()
+    server = Server(Config(nobody))
+    before = signal.signal(signal.SIGTERM, server.handle_exit)
+    try:
+        assert not server_is_stopping()
+        server.should_exit = True
+        assert server_is_stopping()
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 import uvicorn
 
 from app.sockets import EXTENSION, HANDSHAKE_SECONDS, Limits, Socket
-from app.sockets.asgi import AsgiSocket
+from app.sockets.asgi import AsgiSocket, AsgiStream
 from app.sockets.uvicorn import WebSocketProtocol
 from tests.stage.frames import Peer
 
@@ -203,9 +203,12 @@ class Server:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def answer(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        """An HTTP request: 204, at once and whatever the body, except for `/body` (200 with the size of the body) and
-        `/late`, which does the same after twice the deadline.
+        """An HTTP request: 204, at once and whatever the body, except for `/body` (200 with the size of the body),
+        `/late`, which does the same after twice the deadline, and `/stream`, which begins with a word and goes on.
         """
+        if scope["path"] == "/stream":
+            await self.stream(scope, receive, send)
+            return
         headers: list[tuple[bytes, bytes]] = []
         if scope["path"] not in {"/body", "/late"}:
             await send({"type": "http.response.start", "status": 204, "headers": headers})
@@ -226,6 +229,18 @@ class Server:
         headers.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    async def stream(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """A response without end, given away where that is offered."""
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+        await send({"type": "http.response.body", "body": b"word\n", "more_body": True})
+        echo = Echo()
+        self.echoes[scope["client"][1]] = echo
+        handover = scope.get("extensions", {}).get(EXTENSION)
+        echo.socket = AsgiStream(receive, send, self.limits) if handover is None else handover(echo, self.limits)
+        echo.ready.set()
+        if isinstance(echo.socket, AsgiStream):
+            await echo.socket.run(echo)
 
     @property
     def connections(self) -> int:

@@ -15,6 +15,7 @@ from app.core.limits import Rate, Rates
 from app.core.messages import ChannelRule, Position, Welcome
 from app.core.session import PlainSession
 from app.edge.access import Access
+from app.edge.entrance import Entrance
 from app.edge.websocket import WebSocketEdge
 from app.engine.admissions import Admissions
 from app.engine.catchup import CatchUp
@@ -349,6 +350,7 @@ class Stage:
             access=Access(
                 (), frozenset(), anonymous=True, configured=False, tokens=None, cookie=None, refuse=lambda _: None
             ),
+            entrance=Entrance(self.roster, self.admissions, capacity, list, lambda _: False),
             plain=self.codec,
             native=Native(),
             rules=(RULE,),
@@ -358,11 +360,8 @@ class Stage:
             roster=self.roster,
             admissions=self.admissions,
             presence=cast("Presence", None),  # nobody here asks for it
-            refuses=lambda _: False,
-            capacity=capacity,
             limits=LIMITS,
             max_subscriptions=8,
-            problems=list,
             new_client=self.new_client,
             welcome=lambda client, user: Welcome(client, user, "test/0", 25.0, 65_536, 120),
         )
