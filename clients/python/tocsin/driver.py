@@ -62,11 +62,8 @@ class Machine(Protocol):
     def stop(self, error: TocsinError) -> None:
         """Coming back would not help."""
 
-    def renewed(self, token: str) -> None:
-        """A new token is here."""
-
-    def not_renewed(self, now: float) -> None:
-        """There is no new token."""
+    def renewed(self, token: str | None, now: float) -> None:
+        """A new token is here, or there is none."""
 
     def tick(self, now: float) -> None:
         """Time has passed."""
@@ -307,13 +304,10 @@ class Driver:
     async def _renew(self) -> None:
         try:
             token = await self._target.make_token()
-        except Exception:
-            LOG.warning("no new token", exc_info=True)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the service closes when the old token has ended
+            LOG.warning("no new token: %r", error)
             token = None
-        if token is None:
-            self._machine.not_renewed(self._clock())
-        else:
-            self._machine.renewed(token)
+        self._machine.renewed(token, self._clock())
         self.act()
 
 

@@ -110,11 +110,8 @@ class Plain:
         """Coming back would not help."""
         self._effects += [Drop(1000), *self._line.stop(error)]
 
-    def renewed(self, token: str) -> None:
-        """A plain connection cannot show another token."""
-
-    def not_renewed(self, now: float) -> None:
-        """A plain connection asks for none."""
+    def renewed(self, token: str | None, now: float) -> None:
+        """A plain connection cannot show another token, and asks for none."""
 
     def tick(self, now: float) -> None:
         """Time has passed."""

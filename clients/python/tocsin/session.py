@@ -248,16 +248,17 @@ class Session:
         """Coming back would not help."""
         self._stop(error)
 
-    def renewed(self, token: str) -> None:
-        """A new token is here. Without a connection it is of no use: the next one asks for its own."""
-        if self.state is State.OPEN:
+    def renewed(self, token: str | None, now: float) -> None:
+        """A new token is here, or there is none, and it is asked for again; in the end the service closes. Without a
+        connection it is of no use: the next one asks for its own.
+        """
+        if self.state is not State.OPEN:
+            return
+        if token is None:
+            self._renewal.later(None, now)
+        else:
             self._renewal.ref = self._next_ref()
             self._effects.append(Send(frames.command("authenticate", self._renewal.ref, token=token)))
-
-    def not_renewed(self, now: float) -> None:
-        """There is no new token; it is asked for again, and in the end the service closes."""
-        if self.state is State.OPEN:
-            self._renewal.later(None, now)
 
     def tick(self, now: float) -> None:
         """Time has passed."""

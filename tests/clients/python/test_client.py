@@ -10,6 +10,7 @@ import pytest
 import tocsin
 from tests.clients.python.stage import QUICK, data_of, somewhere, take, through_proxy, url
 from tests.stage.proxy import proxied
+from tests.stage.redis import free_port
 from tests.stage.service import Service
 
 
@@ -100,6 +101,14 @@ async def test_a_connection_that_cannot_be_is_said_at_once(service: Service) -> 
         await tocsin.connect(f"ws://127.0.0.1:{service.port}/elsewhere")
     with pytest.raises(ValueError, match="not a WebSocket URL"):
         tocsin.connect("127.0.0.1:8000")
+
+
+async def test_who_waits_for_a_service_that_is_not_there_may_stop_to_wait() -> None:
+    nobody = f"ws://127.0.0.1:{free_port()}/ws"
+    for connecting in (tocsin.connect(nobody), tocsin.connect(nobody, plain=True)):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await connecting
 
 
 async def test_changes_of_the_state_are_told_with_reasons(service: Service) -> None:

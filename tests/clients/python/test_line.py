@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.core.errors import Close
@@ -83,6 +83,7 @@ def test_abuse_waits_for_thirty_seconds_and_a_gap_not_at_all() -> None:
     assert wait(line) == 0
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=40))
 def test_waits_are_jittered_from_nothing_to_a_doubling_limit(chances: list[float]) -> None:
     line, now = Line(Backoff(), random.Random(0)), 0.0
@@ -109,10 +110,10 @@ def test_it_comes_back_when_it_was_told_to() -> None:
     line.announced(7.5, 1.0)
     line.closed(1012, "", 1.2)
     assert wait(line, 1.2) == pytest.approx(7.3)
-    line.connect(9.0)
-    line.opened(9.0)
-    line.closed(1012, "", 9.1)
-    assert wait(line, 9.1) < 0.5, "one telling is for one return"
+    line.connect(2.0)
+    line.opened(2.0)
+    line.closed(1012, "", 2.1)
+    assert wait(line, 2.1) < 0.5, "one telling is for one return"
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 413, 426])

@@ -414,6 +414,19 @@ def test_messages_of_an_earlier_subscription_are_not_those_of_the_next(player: P
     assert [event.data for event in player.heard] == ["after"]
 
 
+def test_an_answer_to_an_earlier_subscription_is_not_that_to_the_next(player: Player) -> None:
+    player.session.subscribe(ROOM)
+    player.act()
+    player.carry_up()
+    player.service.store("before", None, player.now)
+    player.session.unsubscribe(ROOM)
+    player.session.subscribe(ROOM)
+    player.act()
+    player.carry()
+    assert player.opened == [ROOM]
+    assert player.heard == []
+
+
 def test_a_slow_reader_leaves_the_channel_to_the_log(player: Player) -> None:
     player.join()
     player.service.store(0, None, player.now)
@@ -519,7 +532,7 @@ def test_a_token_is_asked_for_a_minute_before_its_end() -> None:
     assert not player.renewing
     player.live(2)
     assert player.renewing
-    player.session.renewed("next")
+    player.session.renewed("next", player.now)
     player.act()
     assert player.sent[-1] == {"type": "authenticate", "ref": 1, "token": "next"}
 
@@ -537,10 +550,11 @@ def test_after_a_renewal_the_next_end_counts() -> None:
     player = Player(wall=True)
     player.open(expires_at=NOW + 50)
     player.live(41)
-    player.session.renewed("next")
+    player.session.renewed("next", player.now)
     player.act()
     player.wire.up.clear()  # type: ignore[union-attr]
     player.push(type="authenticated", ref=1, user="ada", expires_at=NOW + 41 + 1000)
+    assert not player.session.expecting
     player.renewing = False
     player.live(930)
     assert not player.renewing
@@ -555,9 +569,9 @@ def test_a_renewal_that_fails(fault: str) -> None:
     player.live(41)
     player.renewing = False
     if fault == "none":
-        player.session.not_renewed(player.now)
+        player.session.renewed(None, player.now)
     else:
-        player.session.renewed("next")
+        player.session.renewed("next", player.now)
         player.act()
         player.wire.up.clear()  # type: ignore[union-attr]
         player.push(**error(1, fault, 2.0))

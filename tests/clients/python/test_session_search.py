@@ -179,5 +179,5 @@ class Faults(RuleBasedStateMachine):
         self.what_is_acknowledged_is_published()
 
 
-Faults.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None, derandomize=True)
+Faults.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None, derandomize=True)
 TestFaults = Faults.TestCase
