@@ -112,12 +112,12 @@ def test_python_hears_speaks_and_goes_on(service: Service, tmp_path: Path) -> No
         assert (folder / "said").read_text().splitlines()[-2:] == ["meanwhile", "stop"]
 
 
-def guarded(redis_server: RedisServer) -> Service:
+def guarded(redis_server: RedisServer, proxies: str = "") -> Service:
     """A service as the FastAPI guide runs it."""
     text = (GUIDES / "fastapi.md").read_text("utf-8")
     keys = re.search(r"TOCSIN_API_KEYS='([^']*)'", text)
     assert keys is not None
-    return Service(redis_server.url, redis_prefix="guide", jwt_secret=SECRET, api_keys=keys[1])
+    return Service(redis_server.url, redis_prefix="guide", jwt_secret=SECRET, api_keys=keys[1], trusted_proxies=proxies)
 
 
 def test_a_fastapi_app_mints_tokens_and_publishes_from_a_route(redis_server: RedisServer, tmp_path: Path) -> None:
@@ -148,8 +148,11 @@ def test_the_tutorial_reaches_one_worker_and_tocsin_all(service: Service, tmp_pa
     with served(folder, "before:app") as port:
         assert run(folder, "count.py", ADDRESS=f"ws://127.0.0.1:{port}/ws/{{number}}") == "24 of 24 heard it\n"
     with served(folder, "before:app", workers=2) as port:
-        said = [run(folder, "count.py", ADDRESS=f"ws://127.0.0.1:{port}/ws/{{number}}") for _ in range(2)]
-        assert any(0 < int(line.split()[0]) < 24 for line in said), said
+        for _ in range(3):  # the kernel chooses the worker
+            heard = int(run(folder, "count.py", ADDRESS=f"ws://127.0.0.1:{port}/ws/{{number}}").split()[0])
+            if heard < 24:
+                break
+        assert 0 < heard < 24
     [expected] = re.findall(r"python count\.py\n# (.*)", (GUIDES / "one-of-n.md").read_text("utf-8"))
     assert run(folder, "count.py", ADDRESS=service.ws(f"room:{secrets.token_hex(4)}")) == f"{expected}\n"
     assert run(folder, "client.py") == "hello\n"
