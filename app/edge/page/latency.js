@@ -1,0 +1,82 @@
+/* Latency as this page sees it: it publishes into a channel that nobody else knows and measures until the answer
+   (acknowledged: the message is in the log) and until its own copy (echo). Only while somebody watches. */
+
+const EVERY = 250; // ms between two
+const MINUTE = 60_000; // ms that figures reach back
+const PATIENCE = 5; // s
+
+export class Latency {
+  /* `onTrouble(sentence)`: why nothing can be measured; empty when it can again. */
+  constructor(client, onTrouble) {
+    this.client = client;
+    this.onTrouble = onTrouble;
+    this.acknowledged = [];
+    this.echoed = [];
+    this.sent = new Map();
+  }
+
+  async start() {
+    if (this.channel) return;
+    const channel = (this.channel = this.client.channel(`console:${crypto.getRandomValues(new Uint32Array(3)).join("")}`));
+    channel.on("message", ({ data }) => this.heard(data));
+    try {
+      await channel.subscribe();
+    } catch (error) {
+      if (channel === this.channel) this.fail(error);
+      return;
+    }
+    if (channel === this.channel) this.timer = setInterval(() => this.probe(), EVERY);
+  }
+
+  stop() {
+    clearInterval(this.timer);
+    this.channel?.unsubscribe().catch(() => {}); // gone with the connection, then
+    this.channel = null;
+    this.sent.clear();
+  }
+
+  async probe() {
+    if (this.client.state !== "connected") return; // what waits for a connection would measure the waiting
+    const number = (this.last = (this.last ?? 0) + 1);
+    const channel = this.channel;
+    const began = performance.now();
+    this.sent.set(number, began);
+    try {
+      await channel.publish(number, { timeout: PATIENCE });
+      this.acknowledged.push([began, performance.now() - began]);
+      this.onTrouble("");
+    } catch (error) {
+      this.sent.delete(number);
+      if (channel === this.channel) this.onTrouble(error.message);
+    }
+  }
+
+  heard(number) {
+    const began = this.sent.get(number);
+    if (began === undefined) return;
+    this.sent.delete(number);
+    this.echoed.push([began, performance.now() - began]);
+  }
+
+  fail(error) {
+    this.stop();
+    this.onTrouble(error.message);
+  }
+
+  /* Of "acknowledged" or "echoed": the median and the 99th percentile of the last minute, and the median and the
+     worst of the last second, in ms; null where nothing was measured. */
+  figures(kind) {
+    const now = performance.now();
+    const kept = (this[kind] = this[kind].filter(([began]) => began > now - MINUTE));
+    const minute = kept.map(([, took]) => took);
+    const second = kept.filter(([began, took]) => began + took > now - 1000).map(([, took]) => took);
+    return { p50: quantile(minute, 0.5), p99: quantile(minute, 0.99), median: quantile(second, 0.5), worst: quantile(second, 1) };
+  }
+}
+
+/* The nearest rank. */
+export function quantile(values, part) {
+  if (!values.length) return null;
+  const sorted = [...values].sort((a, b) => a - b);
+  return sorted[Math.max(0, Math.ceil(part * sorted.length) - 1)];
+}

@@ -1,0 +1,46 @@
+/* The token of this tab: asked for where the service wants one, kept in sessionStorage, forgotten on request. */
+
+import { $ } from "./element.js";
+import { ask } from "./service.js";
+
+const KEPT = "tocsin.token";
+
+export class Token {
+  /* `onEntry()` is called once the service has let somebody in. */
+  constructor(form, onEntry) {
+    this.root = form;
+    this.onEntry = onEntry;
+    $("form", form).onsubmit = (event) => {
+      event.preventDefault();
+      this.value = $("textarea", form).value.replace(/\s+/g, ""); // pasted from a terminal, it may be broken into lines
+      this.enter();
+    };
+  }
+
+  get value() {
+    return sessionStorage[KEPT] ?? "";
+  }
+
+  set value(token) {
+    sessionStorage[KEPT] = token;
+  }
+
+  forget() {
+    delete sessionStorage[KEPT];
+  }
+
+  /* Ask as the upgrade would be asked. Whatever is not about who one is, the connection itself will tell better. */
+  async enter() {
+    const answer = await ask("/api/v1/connect?protocols=tocsin.v1", this.value).catch(() => null);
+    if (answer?.status === 401) this.want(answer.sentence);
+    else this.onEntry();
+  }
+
+  /* Show the form, with what the service said. */
+  want(sentence) {
+    const refused = Boolean(this.value);
+    this.root.hidden = false;
+    $(".said", this.root).textContent = refused ? `Refused: ${sentence}` : "";
+    $("textarea", this.root).focus();
+  }
+}
