@@ -1,7 +1,8 @@
-"""What operators ask: alive, ready, metrics; and the page with its assets."""
+"""What operators ask: alive, ready, metrics; and what browsers load: the page with its assets, the client."""
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import mimetypes
 from collections.abc import Mapping
@@ -21,12 +22,10 @@ from app.engine.worker import Worker
 HEALTH = frozenset({"/livez", "/readyz", "/healthz"})
 """Answered to everybody: they say nothing but how the service is."""
 CSP = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-PAGE_HEADERS = {
-    "content-security-policy": CSP,
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-cache",
-}
+ASSET_HEADERS = {"x-content-type-options": "nosniff", "cache-control": "no-cache"}
+PAGE_HEADERS = ASSET_HEADERS | {"content-security-policy": CSP, "referrer-policy": "no-referrer"}
+CLIENT_HEADERS = ASSET_HEADERS | {"cross-origin-resource-policy": "cross-origin"}
+"""A page of another origin loads the client by `import`, also one that asks for isolation (COEP `require-corp`)."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,12 @@ class Ops:
         """The files of the page by name; nothing else is served."""
         folder = files("app.edge").joinpath("page")
         return {entry.name: entry.read_bytes() for entry in folder.iterdir() if not entry.name.startswith("_")}
+
+    @cached_property
+    def client(self) -> tuple[bytes, str]:
+        """The JavaScript client as one minified module, and its entity tag."""
+        module = files("app.edge").joinpath("client", "tocsin.js").read_bytes()
+        return module, f'"{hashlib.sha256(module).hexdigest()[:32]}"'
 
     def router(self) -> APIRouter:
         """The routes."""
@@ -85,6 +90,16 @@ class Ops:
         @router.get("/page/{name}", include_in_schema=False)
         async def asset(name: str) -> Response:
             return self._asset(name)
+
+        @router.head("/client/tocsin.js", include_in_schema=False)
+        @router.get("/client/tocsin.js", include_in_schema=False)
+        async def client(request: Request) -> Response:
+            module, tag = self.client
+            headers = CLIENT_HEADERS | {"etag": tag}
+            known = request.headers.get("if-none-match", "")
+            if known == "*" or tag in {each.strip().removeprefix("W/") for each in known.split(",")}:
+                return Response(status_code=304, headers=headers)
+            return Response(module, media_type="text/javascript", headers=headers)
 
         return router
 
