@@ -3,12 +3,12 @@
 
 const EVERY = 250; // ms between two
 const MINUTE = 60_000; // ms that figures reach back
-const PATIENCE = 5; // s
+const PATIENCE = 5000; // ms
 
 export class Latency {
   /* `onTrouble(sentence)`: why nothing can be measured; empty when it can again. */
-  constructor(client, onTrouble) {
-    this.client = client;
+  constructor(onTrouble) {
+    this.client = null;
     this.onTrouble = onTrouble;
     this.acknowledged = [];
     this.echoed = [];
@@ -16,7 +16,7 @@ export class Latency {
   }
 
   async start() {
-    if (this.channel) return;
+    if (this.channel || !this.client) return;
     const channel = (this.channel = this.client.channel(`console:${crypto.getRandomValues(new Uint32Array(3)).join("")}`));
     channel.on("message", ({ data }) => this.heard(data));
     try {
@@ -30,13 +30,13 @@ export class Latency {
 
   stop() {
     clearInterval(this.timer);
-    this.channel?.unsubscribe().catch(() => {}); // gone with the connection, then
+    this.channel?.unsubscribe();
     this.channel = null;
     this.sent.clear();
   }
 
   async probe() {
-    if (this.client.state !== "connected") return; // what waits for a connection would measure the waiting
+    if (this.client.state !== "open") return; // what waits for a connection would measure the waiting
     const number = (this.last = (this.last ?? 0) + 1);
     const channel = this.channel;
     const began = performance.now();

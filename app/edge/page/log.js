@@ -66,7 +66,7 @@ function row({ message, who, own, replayed }) {
   time.dateTime = new Date(message.at).toISOString();
   if (message.id) made.title = `id ${message.id}`;
   const meta = element("span", "meta", replayed ? "replayed " : "", time);
-  const name = element("span", "who", own ? `${who} (you)` : who);
+  const name = element("span", "who", who, own ? element("span", "unseen", " (you)") : "");
   name.title = message.user ?? message.from ?? "";
   made.append(name, body(message), meta);
   return made;

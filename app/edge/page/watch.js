@@ -19,9 +19,9 @@ const CARDS = {
 };
 
 export class Watch {
-  constructor(root, client) {
+  constructor(root) {
     this.root = root;
-    this.latency = new Latency(client, (sentence) => (this.trouble = sentence));
+    this.latency = new Latency((sentence) => (this.trouble = sentence));
     this.trouble = "";
     this.metrics = new Metrics();
     this.cards = Object.fromEntries(Object.entries(CARDS).map(([name, [title, about, floor]]) => [name, this.card(title, about, floor)]));
@@ -37,6 +37,12 @@ export class Watch {
     $(".quiet", root).textContent = about;
     $(".cards", this.root).append(root);
     return { title, figures: $(".figures", root), svg: $("svg", root), plot: new Plot($("svg", root), floor) };
+  }
+
+  /* Latency can be measured from now on. */
+  connect(client) {
+    this.latency.client = client;
+    if (this.timer) this.latency.start();
   }
 
   /* Whether the tab is the chosen one. */
