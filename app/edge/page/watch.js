@@ -10,12 +10,12 @@ const EVERY = 1000; // ms
 const TOKEN = "tocsin.metrics-token";
 
 const CARDS = {
-  deliveries: ["Deliveries", "messages written to sockets, all workers", 5],
-  published: ["Publishes", "messages taken into the log", 5],
-  acknowledged: ["Acknowledged in", "this page’s own publishes: in the log. Last minute; the thin line is each second’s worst", 2],
-  echoed: ["Echoed in", "the same messages: back here, as every subscriber gets them", 2],
-  connections: ["Connections", "open sockets, all workers", 5],
-  probe: ["Redis round trip", "of the slowest worker’s probe, through Pub/Sub and back", 2],
+  deliveries: ["Deliveries", "messages written to sockets, all workers", 5, precise],
+  published: ["Publishes", "messages taken into the log", 5, precise],
+  connections: ["Connections", "a channel counts once in each worker", 5, whole],
+  acknowledged: ["Acknowledged in", "this page’s own publishes, until they are in the log; thin: the second’s worst", 2, milliseconds],
+  echoed: ["Echoed in", "the same messages, until they are back as every subscriber gets them", 2, milliseconds],
+  probe: ["Redis round trip", "the slowest worker’s probe, through Pub/Sub and back", 2, milliseconds],
 };
 
 export class Watch {
@@ -24,19 +24,20 @@ export class Watch {
     this.latency = new Latency((sentence) => (this.trouble = sentence));
     this.trouble = "";
     this.metrics = new Metrics();
-    this.cards = Object.fromEntries(Object.entries(CARDS).map(([name, [title, about, floor]]) => [name, this.card(title, about, floor)]));
+    this.cards = Object.fromEntries(Object.entries(CARDS).map(([name, given]) => [name, this.card(...given)]));
     this.form = $(".metrics-token", root);
     this.form.onsubmit = (event) => this.takeToken(event);
     this.visible = false;
     document.addEventListener("visibilitychange", () => this.turn());
   }
 
-  card(title, about, floor) {
+  card(title, about, floor, written) {
     const root = fromTemplate("card");
     $("h2", root).textContent = title;
-    $(".quiet", root).textContent = about;
+    $(".about", root).textContent = about;
     $(".cards", this.root).append(root);
-    return { title, figures: $(".figures", root), svg: $("svg", root), plot: new Plot($("svg", root), floor) };
+    const [figures, peak, svg] = [".figures", ".peak", "svg"].map((part) => $(part, root));
+    return { title, written, figures, peak, svg, plot: new Plot(svg, floor) };
   }
 
   /* Latency can be measured from now on. */
@@ -124,7 +125,7 @@ export class Watch {
     this.latencyCard("acknowledged");
     this.latencyCard("echoed");
     const connections = total("connections");
-    this.put("connections", [[whole(connections), ""], [whole(total("channels")), "channels, counted in each worker"]], connections);
+    this.put("connections", [[whole(connections), "sockets"], [whole(total("channels")), "channels"]], connections);
     const probe = known ? metrics.highest("probe_seconds") : null;
     this.put("probe", [[milliseconds(probe && probe * 1000), ""]], probe && probe * 1000);
     this.drawWorkers();
@@ -132,7 +133,7 @@ export class Watch {
     if (!known && this.heardAt) notes.push(`The numbers of the workers are those of ${timeOfDay(this.heardAt)}.`);
     if (this.metricsSaid) notes.push(`No metrics: ${this.metricsSaid}.`);
     if (this.trouble) notes.push(`No latency: ${this.trouble}.`);
-    if (known) notes.push("Rates are the mean of five seconds. Workers of other nodes answer at their own addresses.");
+    if (known) notes.push("Rates are means of five seconds, and hold the four messages a second by which this page measures.");
     $(".note", this.root).textContent = notes.join(" ");
   }
 
@@ -149,6 +150,7 @@ export class Watch {
     const card = this.cards[name];
     card.figures.replaceChildren(...figures.map(([value, unit]) => element("b", "", value, element("small", "", unit && ` ${unit}`))));
     card.plot.push(first, second);
+    card.peak.textContent = `peak ${card.written(card.plot.peak())}`;
     card.svg.setAttribute("aria-label", `${card.title}, last minute: ${figures.map((each) => each.join(" ")).join(", ")}`);
   }
 
