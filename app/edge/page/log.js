@@ -6,8 +6,9 @@ import { $, count, element, timeOfDay } from "./element.js";
 const KEEP = 500; // rows
 
 export class Log {
-  /* `root` holds `.log` and `.newest`. */
-  constructor(root) {
+  /* `root` holds `.log` and `.newest`; `people` knows names. */
+  constructor(root, people) {
+    this.people = people;
     this.root = $(".log", root);
     this.list = $("ol", root);
     this.older = $(".older", root);
@@ -18,7 +19,7 @@ export class Log {
     this.root.onscroll = () => this.atBottom() && (this.newest.hidden = true);
   }
 
-  /* An item is `{ note, tone }` or `{ message, who, own, replayed }`. A hidden page draws none and keeps no more than
+  /* An item is `{ note, tone }` or `{ message, own, replayed }`. A hidden page draws none and keeps no more than
      it would show. */
   push(item) {
     if (!this.queue.length) requestAnimationFrame(() => this.draw());
@@ -39,7 +40,7 @@ export class Log {
     if (!this.queue.length) return; // cleared meanwhile
     const follow = this.atBottom();
     this.unseen = follow || this.newest.hidden ? this.queue.length : this.unseen + this.queue.length;
-    this.list.append(...this.queue.map((item) => (item.note ? element("li", `note ${item.tone}`, item.note) : row(item))));
+    this.list.append(...this.queue.map((item) => (item.note ? element("li", `note ${item.tone}`, item.note) : row(item, this.people))));
     this.queue = [];
     while (this.list.children.length > KEEP) {
       this.list.firstChild.remove();
@@ -48,6 +49,11 @@ export class Log {
     if (follow) return this.scrollDown();
     this.newest.hidden = false;
     this.newest.textContent = `${count(this.unseen)} new below`;
+  }
+
+  /* Names may come later than what their people said. */
+  name() {
+    for (const who of this.list.querySelectorAll(".unnamed")) label(who, this.people);
   }
 
   atBottom() {
@@ -60,23 +66,29 @@ export class Log {
   }
 }
 
-function row({ message, who, own, replayed }) {
+function row({ message, own, replayed }, people) {
   const made = element("li", [own && "own", replayed && "replayed"].filter(Boolean).join(" "));
   const time = element("time", "", timeOfDay(new Date(message.at)));
   time.dateTime = new Date(message.at).toISOString();
   if (message.id) made.title = `id ${message.id}`;
   const meta = element("span", "meta", replayed ? "replayed " : "", time);
-  const name = element("span", "who", who, own ? element("span", "unseen", " (you)") : "");
-  name.title = message.user ?? message.from ?? "";
-  made.append(name, body(message), meta);
+  const who = element("span", "who");
+  who.dataset.member = who.title = message.user ?? message.from ?? "";
+  label(who, people, own);
+  made.append(who, body(message), meta);
   return made;
 }
 
-function body({ data, base64 }) {
-  if (base64 !== undefined) {
-    const bytes = (base64.length / 4) * 3 - (/=*$/.exec(base64)[0].length);
-    return element("span", "text binary", `binary, ${count(bytes)} bytes`);
-  }
+/* A user's id is a name, a client's is none. */
+function label(who, people, own = false) {
+  const { member } = who.dataset;
+  who.textContent = member ? people.nameOf(member) : "over HTTP";
+  who.classList.toggle("unnamed", !people.knows(member));
+  if (own) who.append(element("span", "unseen", " (you)"));
+}
+
+function body({ data }) {
+  if (data instanceof Uint8Array) return element("span", "text binary", `binary, ${count(data.length)} bytes`);
   if (typeof data === "string") return element("span", "text", data);
   return element("span", "text json", JSON.stringify(data, null, 1).replace(/\n */g, " "));
 }

@@ -18,16 +18,12 @@ export class People {
     if (typeof info?.name === "string" && info.name.trim()) this.names.set(member, info.name.slice(0, 40));
   }
 
-  /* Of a message: by user, or by client where nobody is logged in. */
-  nameOf({ user, from }) {
-    return this.names.get(user ?? from) ?? user ?? (from ? this.short(from) : "over HTTP");
+  knows(member) {
+    return this.names.has(member);
   }
 
-  nameOfMember({ member }) {
-    return this.names.get(member) ?? this.short(member);
-  }
-
-  short(id) {
-    return id.length > 2 * SHORT ? `${id.slice(0, SHORT)}…` : id;
+  /* A member is a user, or a client where nobody is logged in: such an id says nothing to people, and is cut short. */
+  nameOf(member) {
+    return this.names.get(member) ?? (member.length > 2 * SHORT ? `${member.slice(0, SHORT)}…` : member);
   }
 }

@@ -9,6 +9,8 @@ const PATIENCE = 60_000; // ms
 const EMPTY = "Nothing has been said here yet.";
 const TELL_AFTER = 400; // ms that a message may be under way before it is told
 
+const AFTER_PUSH = 1500; // ms; presence is pushed once a second
+
 const GAPS = {
   expired: "the log no longer reaches back to them",
   diverged: "the store lost them",
@@ -20,6 +22,7 @@ export class Room {
   seen = new Set();
   fresh = 0; // messages since it was looked at
   replays = 0; // messages that are about to come from the log, because this page was away
+  older = 0; // and because it has just joined
 
   /* `people` knows names; `onChange()` when what stands around the messages has changed. */
   constructor(name, link, people, onChange) {
@@ -28,7 +31,7 @@ export class Room {
     this.root.setAttribute("role", "region");
     this.root.setAttribute("aria-label", `Channel ${name}`);
     $("h2", this.root).textContent = name;
-    this.log = new Log(this.root);
+    this.log = new Log(this.root, people);
     this.log.root.setAttribute("aria-label", `Messages in ${name}`);
     this.form = $(".send", this.root);
     this.text = $("textarea", this.form);
@@ -73,14 +76,18 @@ export class Room {
     this.tell();
   }
 
-  /* The same, under another name. */
+  /* Come again under another name. Only who has left is told to others by a new one, and who is back within the same
+     push has not left. What is said meanwhile is replayed. */
   rename() {
-    if (!this.listed || !this.channel.position) return;
+    if (!this.listed || this.renaming || this.channel.state !== "subscribed") return;
     const since = this.channel.position;
     this.renaming = true;
     this.channel.unsubscribe();
-    this.link.client.channel(this.name, { presence: { info: { name: this.people.own } } });
-    this.channel.subscribe({ since }).catch(() => {});
+    setTimeout(() => {
+      if (!this.root.isConnected) return; // left for good
+      this.link.client.channel(this.name, { presence: { info: { name: this.people.own } } });
+      this.channel.subscribe({ since }).catch(() => {});
+    }, AFTER_PUSH);
   }
 
   leave() {
@@ -89,7 +96,7 @@ export class Room {
   }
 
   turned({ state, recovered, replayed }) {
-    this.replays = 0;
+    this.replays = this.older = 0;
     if (state === "subscribed") this.joined(recovered, replayed);
     this.tell();
     this.onChange();
@@ -99,6 +106,7 @@ export class Room {
     const renamed = this.renaming;
     this.renaming = false;
     this.gathered();
+    if (recovered === null) this.older = replayed;
     if (renamed || !recovered) return; // not recovered: joined anew, or the gap tells
     const after = `Back after ${(this.link.away / 1000).toFixed(1)} s on worker ${this.link.worker}`;
     this.replays = replayed;
@@ -123,8 +131,9 @@ export class Room {
       if (this.seen.size > REMEMBERED) this.seen.delete(this.seen.values().next().value);
     }
     const own = this.link.ids.has(message.from);
-    this.log.push({ message, who: this.people.nameOf(message), own, replayed });
-    if (this.root.hidden) {
+    this.log.push({ message, own, replayed });
+    if (this.older > 0) this.older--;
+    else if (this.root.hidden) {
       this.fresh++;
       this.onChange();
     }
@@ -132,6 +141,7 @@ export class Room {
 
   gathered() {
     for (const member of this.channel.members) this.people.meet(member);
+    this.log.name();
     this.onChange();
   }
 
@@ -189,7 +199,7 @@ export class Room {
   /* The lines beside the name and beside the button. */
   tell(failure = "") {
     const { state } = this.channel ?? {};
-    $(".state", this.root).textContent = this.refused || { subscribing: "Joining…", unsubscribed: "Not joined" }[state] || "";
+    $(".state", this.root).textContent = this.refused || (state === "subscribed" ? "" : this.renaming || state === "subscribing" ? "Joining…" : "Not joined");
     $(".empty", this.root).textContent = state === "subscribed" ? EMPTY : this.refused || "Waiting for the connection.";
     const line = $(".outbox", this.root);
     const waits = this.under.size && `${plural(this.under.size, "message")} ${this.link.client.state === "open" ? "under way" : "kept until the connection is back"}`;
