@@ -74,6 +74,7 @@ function row({ message, own, replayed }, people) {
   const meta = element("span", "meta", replayed ? "replayed " : "", time);
   const who = element("span", "who");
   who.dataset.member = who.title = message.user ?? message.from ?? "";
+  who.classList.toggle("anonymous", !message.user);
   label(who, people, own);
   made.append(who, body(message), meta);
   return made;
@@ -83,7 +84,7 @@ function row({ message, own, replayed }, people) {
 function label(who, people, own = false) {
   const { member } = who.dataset;
   who.textContent = member ? people.nameOf(member) : "over HTTP";
-  who.classList.toggle("unnamed", !people.knows(member));
+  who.classList.toggle("unnamed", who.classList.contains("anonymous") && !people.knows(member));
   if (own) who.append(element("span", "unseen", " (you)"));
 }
 

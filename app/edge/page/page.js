@@ -3,6 +3,7 @@
 
 import { $, element } from "./element.js";
 import { Link } from "./link.js";
+import { People } from "./people.js";
 import { escaped } from "./service.js";
 import { Tabs } from "./tabs.js";
 import { Talk } from "./talk.js";
@@ -41,11 +42,11 @@ function read() {
 }
 
 function enter() {
-  if (link) return talk.resume();
   desk.hidden = false;
   $(".forget").hidden = !token.value;
+  if (link) return talk.resume();
   link = new Link(() => token.value, draw, stopped);
-  talk = new Talk($("#talk"), link, (chosen) => (location.hash = escaped(chosen)));
+  talk = new Talk($("#talk"), link, new People(!token.value), (chosen) => (location.hash = escaped(chosen)));
   watch.connect(link.client);
   setInterval(() => link.client.state === "waiting" && drawTop(), TICK);
   read();

@@ -6,12 +6,23 @@ const SHORT = 6; // characters of an id that has no name
 export class People {
   names = new Map();
 
+  /* `anonymous`: nobody says who this is, so it needs some name. */
+  constructor(anonymous) {
+    if (anonymous) sessionStorage[KEPT] ??= `Guest ${crypto.getRandomValues(new Uint16Array(1))[0]}`;
+  }
+
+  /* Empty: that of the user. */
   get own() {
-    return (sessionStorage[KEPT] ??= `Guest ${crypto.getRandomValues(new Uint16Array(1))[0]}`);
+    return sessionStorage[KEPT] ?? "";
   }
 
   set own(name) {
     sessionStorage[KEPT] = name;
+  }
+
+  /* What a room says about who joins it. */
+  get info() {
+    return this.own ? { name: this.own } : {};
   }
 
   meet({ member, info }) {

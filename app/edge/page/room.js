@@ -58,20 +58,18 @@ export class Room {
     const since = this.channel.position ?? undefined;
     for (const [history, presence] of [[HISTORY, true], [0, true], [HISTORY, false], [0, false]]) {
       this.listed = presence;
-      this.link.client.channel(this.name, { presence: presence ? { info: { name: this.people.own } } : null });
+      this.link.client.channel(this.name, { presence: presence ? { info: this.people.info } : null });
       try {
         await this.channel.subscribe({ since, history: since ? undefined : history });
         this.refused = "";
         return;
       } catch (error) {
-        if (error.code !== "forbidden") {
-          refused = error;
-          break;
-        }
+        if (this.link.client.state === "stopped") return; // with the connection, which says why
         refused ??= error;
+        if (error.code !== "forbidden") break;
       }
     }
-    if (refused.code === "closed") return; // with the connection, which says why
+    if (refused.code === "closed") return; // left
     this.refused = `Refused: ${refused.message}`;
     this.tell();
   }
@@ -85,7 +83,7 @@ export class Room {
     this.channel.unsubscribe();
     setTimeout(() => {
       if (!this.root.isConnected) return; // left for good
-      this.link.client.channel(this.name, { presence: { info: { name: this.people.own } } });
+      this.link.client.channel(this.name, { presence: { info: this.people.info } });
       this.channel.subscribe({ since }).catch(() => {});
     }, AFTER_PUSH);
   }

@@ -1,7 +1,6 @@
 /* Talk: the channels that are joined, the one that is open, who is there, and what the connection has come through. */
 
 import { $, count, element, plural } from "./element.js";
-import { People } from "./people.js";
 import { Room } from "./room.js";
 
 const KEPT = "tocsin.channels";
@@ -19,11 +18,10 @@ const COUNTERS = {
 
 export class Talk {
   rooms = new Map();
-  people = new People();
 
-  /* `choose(channel)` opens one: the address names it. */
-  constructor(root, link, choose) {
-    Object.assign(this, { root, link, choose });
+  /* `people` knows names; `choose(channel)` opens one: the address names it. */
+  constructor(root, link, people, choose) {
+    Object.assign(this, { root, link, people, choose });
     $(".channels ul", root).onclick = ({ target }) => {
       const button = target.closest("button");
       if (button) choose(button.dataset.channel);
@@ -106,6 +104,7 @@ export class Talk {
       this.asked = false;
       this.drawChannels();
       this.drawPeople();
+      $("#name", this.root).placeholder = this.link.client.user ?? "";
       for (const [name, shown] of this.counters) shown.textContent = count(this.link.counters[name]);
       for (const [name, shown] of this.counters) shown.classList.toggle("bad", /gaps|duplicates/.test(name) && shown.textContent !== "0");
       for (const button of this.root.querySelectorAll(".cuts button")) button.disabled = this.link.client.state !== "open";

@@ -32,8 +32,10 @@ export class Token {
   /* Ask as the upgrade would be asked. Whatever is not about who one is, the connection itself will tell better. */
   async enter() {
     const answer = await ask("/api/v1/connect?protocols=tocsin.v1", this.value).catch(() => null);
-    if (answer?.status === 401) this.want(answer.sentence);
-    else this.onEntry();
+    if (answer?.status === 401) return this.want(answer.sentence);
+    this.root.hidden = true;
+    $("textarea", this.root).value = "";
+    this.onEntry();
   }
 
   /* Show the form, with what the service said. */
