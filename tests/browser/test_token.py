@@ -121,7 +121,7 @@ async def test_a_revoked_user_is_out_of_every_page_within_a_second_while_one_wat
 
 async def test_console_asks_for_a_token_keeps_it_and_forgets_it(guarded: Service, arrive: Arrive) -> None:
     ada = await arrive()
-    await ada.page.goto(f"{guarded.url}/#room:1")
+    await ada.page.goto(f"{guarded.url}/#room:4")
     field = ada.page.get_by_label("Token", exact=True)
     await expect(field).to_be_focused()
     await field.fill("nonsense")
@@ -134,16 +134,16 @@ async def test_console_asks_for_a_token_keeps_it_and_forgets_it(guarded: Service
     token = minted("ada", "--history", "room:*", "--presence", "room:*")
     await field.fill(f"{token[:40]}\n{token[40:]}")  # as a terminal breaks it
     await ada.page.get_by_role("button", name="Connect").click()
-    await ada.has_joined("room:1")
+    await ada.has_joined("room:4")
     await expect(field).to_be_hidden()
-    await ada.say("room:1", "let in")
-    await ada.has_texts("room:1", ["let in"])
+    await ada.say("room:4", "let in")
+    await ada.has_texts("room:4", ["let in"])
     await expect(ada.page.locator(".people .self")).to_have_text("ada (you)")
     assert token not in await ada.page.content()
     assert token not in ada.page.url
 
     await ada.page.reload()
-    await ada.has_texts("room:1", ["let in"])
+    await ada.has_texts("room:4", ["let in"])
     await ada.page.get_by_role("button", name="Forget the token").click()
     await expect(field).to_be_visible()
     assert await ada.page.evaluate("sessionStorage['tocsin.token']") is None

@@ -20,7 +20,6 @@ const REASONS = {
 export class Link {
   counters = { reconnects: 0, recovered: 0, replayed: 0, gaps: 0, duplicates: 0 };
   ids = new Set(); // all that this page was called so far: anonymous, one is somebody else on each connection
-  worker = "";
   lostAt = null;
   away = 0; // ms, the last time
   held = Promise.resolve();
@@ -48,10 +47,9 @@ export class Link {
     });
   }
 
-  turned({ state, worker, code, reason, error, wait }) {
+  turned({ state, code, reason, error, delay }) {
     if (state === "open") {
       this.ids.add(this.client.client);
-      this.worker = worker;
       this.reason = "";
       if (this.lostAt !== null) {
         this.counters.reconnects++;
@@ -63,7 +61,11 @@ export class Link {
     }
     if (this.opened) this.lostAt ??= performance.now();
     if (code !== undefined) this.reason = code === DROPPED ? "dropped by you" : (error?.message ?? REASONS[code] ?? reason) || `closed with ${code}`;
-    this.backAt = wait === undefined ? null : performance.now() + wait;
+    this.backAt = delay === undefined ? null : performance.now() + delay;
+  }
+
+  get worker() {
+    return this.client.worker;
   }
 
   /* `{ state, text }`: one of connected, connecting, closed, and the sentence for people. */
@@ -77,8 +79,8 @@ export class Link {
     return { state: "connecting", text: `${doing}${after}` };
   }
 
-  count(name, by = 1) {
-    this.counters[name] += by;
+  count(name) {
+    this.counters[name]++;
     this.onChange();
   }
 

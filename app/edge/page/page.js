@@ -45,7 +45,7 @@ function enter() {
   desk.hidden = false;
   $(".forget").hidden = !token.value;
   if (link) return talk.resume();
-  link = new Link(() => token.value, draw, stopped);
+  link = new Link(() => token.value || null, draw, stopped);
   talk = new Talk($("#talk"), link, new People(!token.value), (chosen) => (location.hash = escaped(chosen)));
   watch.connect(link.client);
   setInterval(() => link.client.state === "waiting" && drawTop(), TICK);
