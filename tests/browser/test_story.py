@@ -11,7 +11,8 @@ import pytest
 from playwright.async_api import expect
 
 from tests.browser.conftest import Arrive
-from tests.browser.story import CHANNEL, MEANWHILE, staged
+from tests.browser.story import CHANNEL, MEANWHILE, Story
+from tests.stage.proxy import proxied
 from tests.stage.redis import RedisServer
 from tests.stage.service import Service
 
@@ -34,8 +35,8 @@ def mortal(store: RedisServer) -> Iterator[Service]:
 
 async def test_a_page_whose_worker_is_killed_resumes_without_a_hole(mortal: Service, arrive: Arrive) -> None:
     ada, bob = await arrive(), await arrive()
-    async with staged(mortal, ada, bob) as story:
-        await story.tell()
+    async with proxied(mortal.port) as proxy:
+        await Story(mortal, proxy, ada, bob).tell()
         await bob.has_counted(reconnects=1, recovered=1, replayed=len(MEANWHILE), gaps=0, duplicates=0)
         await ada.has_counted(reconnects=0, recovered=0, replayed=0, gaps=0, duplicates=0)
         await expect(bob.notes(CHANNEL)).to_contain_text(f"{len(MEANWHILE)} messages replayed, none missing")

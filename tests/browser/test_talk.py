@@ -46,7 +46,9 @@ async def test_two_browsers_talk_and_see_each_other(service: Service, arrive: Ar
         for listener in (ada, bob):
             await listener.has_texts(channel, said)
     who = ["Ada", "Bob", "Ada"]
-    await expect(ada.room(channel).locator(".who")).to_have_text([f"{name}{' (you)' * (name == 'Ada')}" for name in who])
+    await expect(ada.room(channel).locator(".who")).to_have_text(
+        [f"{name}{' (you)' * (name == 'Ada')}" for name in who]
+    )
     await expect(bob.room(channel).locator("li.own")).to_have_count(1)
     await expect(ada.page.locator(".people")).to_contain_text("Bob")
     await expect(ada.page.locator(".people .self")).to_have_text("Ada (you)")

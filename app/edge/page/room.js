@@ -196,12 +196,13 @@ export class Room {
 
   /* The lines beside the name and beside the button. */
   tell(failure = "") {
-    const { state } = this.channel ?? {};
-    $(".state", this.root).textContent = this.refused || (state === "subscribed" ? "" : this.renaming || state === "subscribing" ? "Joining…" : "Not joined");
-    $(".empty", this.root).textContent = state === "subscribed" ? EMPTY : this.refused || "Waiting for the connection.";
+    const joined = this.channel?.state === "subscribed";
+    const open = this.link.client.state === "open";
+    $(".state", this.root).textContent = this.refused || (joined || !open ? "" : "Joining…");
+    $(".empty", this.root).textContent = joined ? EMPTY : this.refused || "Waiting for the connection.";
     const line = $(".outbox", this.root);
-    const waits = this.under.size && `${plural(this.under.size, "message")} ${this.link.client.state === "open" ? "under way" : "kept until the connection is back"}`;
-    line.textContent = failure || waits || "";
+    const waits = open ? "under way" : "kept until the connection is back";
+    line.textContent = failure || (this.under.size ? `${plural(this.under.size, "message")} ${waits}` : "");
     line.classList.toggle("bad", Boolean(failure));
   }
 

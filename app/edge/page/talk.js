@@ -130,7 +130,8 @@ export class Talk {
     $("#people-title .count", this.root).textContent = known ? count(channel.count) : "";
     const list = $(".people", this.root);
     if (!known) {
-      const why = channel?.state === "subscribed" ? "Who is here may not be seen with this token." : "Not joined.";
+      const away = this.link.client.state === "open" ? "Not joined." : "Waiting for the connection.";
+      const why = channel?.state === "subscribed" ? "Who is here may not be seen with this token." : away;
       return list.replaceChildren(element("li", "quiet", why));
     }
     const { user, client } = this.link.client;

@@ -125,9 +125,9 @@ export class Watch {
     this.latencyCard("acknowledged");
     this.latencyCard("echoed");
     const connections = total("connections");
-    this.put("connections", [[whole(connections), "sockets"], [whole(total("channels")), "channels"]], connections);
-    const probe = known ? metrics.highest("probe_seconds") : null;
-    this.put("probe", [[milliseconds(probe && probe * 1000), ""]], probe && probe * 1000);
+    this.put("connections", [[whole(connections), "open"], [whole(total("channels")), "channels"]], connections);
+    const probe = known ? metrics.highest("probe_seconds") : null; // by a clock that counts whole milliseconds
+    this.put("probe", [[probe === 0 ? "under 1 ms" : milliseconds(probe && probe * 1000), ""]], probe && probe * 1000);
     this.drawWorkers();
     const notes = [];
     if (!known && this.heardAt) notes.push(`The numbers of the workers are those of ${timeOfDay(this.heardAt)}.`);
