@@ -1,8 +1,9 @@
-# Everything is installed into .venv; nothing outside this folder is touched.
+# Everything is installed into .venv and node_modules; nothing outside this folder is touched.
 # ARGS is passed on: make test ARGS="tests/unit -x", make run ARGS="--port 9000".
 
 VENV := .venv
 BIN := $(VENV)/bin
+JS := clients/javascript
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--custom-compile-command "make lock" $(ARGS)
@@ -24,7 +25,8 @@ setup: $(VENV)/.runtime ## make .venv with the service in it (run and test do th
 run: setup ## serve on http://127.0.0.1:8000 with four workers; Ctrl-C stops
 	@exec $(BIN)/tocsin serve --workers 4 $(ARGS)
 
-test: setup $(VENV)/.dev ## all tests, on a real Redis and real workers
+# The tools of the JavaScript client are installed where Node is; elsewhere its tests are skipped.
+test: setup $(VENV)/.dev $(if $(shell command -v npm 2>/dev/null),$(JS)/node_modules/.stamp) ## all tests, on a real Redis and real workers
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 faults: setup $(VENV)/.dev ## the table of faults, long and over several seeds (ARGS="--seeds 2 --only power")
@@ -50,7 +52,7 @@ lock: setup $(VENV)/.dev ## renew the locks from pyproject.toml (ARGS=--upgrade 
 		--output-file requirements-dev.lock
 
 clean: ## remove .venv and everything that tools left
-	rm -rf $(VENV) build dist .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(JS)/node_modules build dist .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -not -path './bench/.work/*' -prune -exec rm -rf {} +
 
 $(BIN)/pip:
@@ -69,4 +71,9 @@ $(VENV)/.runtime: pyproject.toml requirements.lock requirements-build.lock | $(B
 $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
 	@echo "Installing the tools of development into $(VENV)"
 	@$(PIP) install --require-hashes --requirement requirements-dev.lock
+	@touch $@
+
+$(JS)/node_modules/.stamp: $(JS)/package.json $(JS)/package-lock.json
+	@echo "Installing the tools of the JavaScript client into $(JS)/node_modules"
+	@cd $(JS) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@

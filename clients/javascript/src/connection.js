@@ -118,7 +118,7 @@ export class Connection extends Emitter {
     const turn = this.#turn;
     const { getToken, WebSocket } = this.#options;
     try {
-      const token = (await getToken?.()) ?? null;
+      const token = (await (async () => getToken?.())()) ?? null; // never before whoever called could listen
       if (turn !== this.#turn) return;
       this.#token = token;
     } catch (error) {
