@@ -61,7 +61,7 @@ class Film:
 async def save_both(page: Page, name: str) -> None:
     """A page as it is, light and dark."""
     for scheme in ("light", "dark"):
-        await page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]  # a literal
+        await page.emulate_media(color_scheme=scheme)
         await page.wait_for_timeout(200)
         picture = (await shot(page)).quantize(COLORS, dither=Image.Dither.NONE)
         picture.save(FOLDER / f"{name}-{scheme}.png", optimize=True)

@@ -60,7 +60,7 @@ class Story:
 
         os.kill(self.serving(), signal.SIGKILL)
         await self.bob.has_link("connecting")
-        await self.look("kill -9: Bob’s worker is gone, and his connection with it.", 1500)
+        await self.look("kill -9: Bob's worker is gone, and his connection with it.", 1500)
         missed = list(said)
         for line in MEANWHILE:
             await self.ada.say(CHANNEL, line)
@@ -81,7 +81,7 @@ class Story:
             await listener.has_texts(CHANNEL, said)
 
     async def part(self) -> None:
-        """The kernel chooses the worker: Ada moves until they are on two. Then all begins anew, with nothing counted."""
+        """The kernel chooses the worker: Ada comes anew until they are on two."""
         for _ in range(40):
             if await self.ada.worker() != await self.bob.worker():
                 break
