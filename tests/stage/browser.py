@@ -35,11 +35,17 @@ def chromium_binary() -> str:
 
 
 @asynccontextmanager
-async def open_browser() -> AsyncIterator[Browser]:
-    """One headless Chromium; each visitor gets a context of its own in it."""
+async def open_browser(*, keeps_pages: bool = False) -> AsyncIterator[Browser]:
+    """One headless Chromium; each visitor gets a context of its own in it. With `keeps_pages` a page that one has left
+    is kept as it was (the back/forward cache): Playwright, which cannot follow that, turns it off.
+    """
     binary = chromium_binary()
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=binary, args=FLAGS)
+        browser = await playwright.chromium.launch(
+            executable_path=binary,
+            args=FLAGS,
+            ignore_default_args=["--disable-back-forward-cache"] if keeps_pages else None,
+        )
         try:
             yield browser
         finally:
