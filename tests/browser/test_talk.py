@@ -126,6 +126,10 @@ async def test_several_channels_are_joined_and_the_address_says_which_is_open(
     await ada.room(channel).get_by_role("button", name="Leave").click()
     await expect(ada.page.locator("button[data-channel]")).to_have_text([f"{channel}.b"])
     await expect(ada.room(f"{channel}.b")).to_be_visible()
+    await ada.page.get_by_label("Channel to join").fill(channel)
+    await ada.page.get_by_label("Channel to join").press("Enter")
+    await ada.has_texts(channel, ["elsewhere"])
+    await ada.has_counted(recovered=0, gaps=0, duplicates=0)
 
 
 async def test_dropped_connection_comes_back_and_replays_what_was_missed(
@@ -149,7 +153,8 @@ async def test_dropped_connection_comes_back_and_replays_what_was_missed(
     assert await read(service, channel) == ["one", "two", "three"]
 
     await ada.page.get_by_role("button", name="Stay away 5 s").click()
-    await expect(ada.link.get_by_role("status")).to_contain_text("Staying away")
+    await expect(ada.link.get_by_role("status")).to_have_text("Staying away")
+    await expect(ada.link).to_contain_text(re.compile(r"again in [34]\.\d s"))
     assert ada.complaints == []
 
 

@@ -8,46 +8,47 @@ const PATIENCE = 5000; // ms
 export class Latency {
   /* `onTrouble(sentence)`: why nothing can be measured; empty when it can again. */
   constructor(onTrouble) {
-    this.client = null;
     this.onTrouble = onTrouble;
     this.acknowledged = [];
     this.echoed = [];
     this.sent = new Map();
+    this.number = 0;
+    this.channel = null;
+  }
+
+  /* Measure by this client from now on. */
+  connect(client) {
+    this.client = client;
+    this.channel = client.channel(`console:${crypto.getRandomValues(new Uint32Array(3)).join("")}`);
+    this.channel.on("message", ({ data }) => this.heard(data));
   }
 
   async start() {
-    if (this.channel || !this.client) return;
-    const channel = (this.channel = this.client.channel(`console:${crypto.getRandomValues(new Uint32Array(3)).join("")}`));
-    channel.on("message", ({ data }) => this.heard(data));
-    try {
-      await channel.subscribe();
-    } catch (error) {
-      if (channel === this.channel) this.fail(error);
-      return;
-    }
-    if (channel === this.channel) this.timer = setInterval(() => this.probe(), EVERY);
+    if (!this.channel) return;
+    this.timer ??= setInterval(() => this.probe(), EVERY);
+    await this.channel.subscribe().catch((error) => this.onTrouble(error.message));
   }
 
   stop() {
     clearInterval(this.timer);
+    this.timer = undefined;
     this.channel?.unsubscribe();
-    this.channel = null;
     this.sent.clear();
   }
 
+  /* What waits for a connection would measure the waiting. */
   async probe() {
-    if (this.client.state !== "open") return; // what waits for a connection would measure the waiting
-    const number = (this.last = (this.last ?? 0) + 1);
-    const channel = this.channel;
+    if (this.client.state !== "open" || this.channel.state !== "subscribed") return;
+    const number = ++this.number;
     const began = performance.now();
     this.sent.set(number, began);
     try {
-      await channel.publish(number, { timeout: PATIENCE });
+      await this.channel.publish(number, { timeout: PATIENCE });
       this.acknowledged.push([began, performance.now() - began]);
       this.onTrouble("");
     } catch (error) {
       this.sent.delete(number);
-      if (channel === this.channel) this.onTrouble(error.message);
+      if (this.timer) this.onTrouble(error.message);
     }
   }
 
@@ -56,11 +57,6 @@ export class Latency {
     if (began === undefined) return;
     this.sent.delete(number);
     this.echoed.push([began, performance.now() - began]);
-  }
-
-  fail(error) {
-    this.stop();
-    this.onTrouble(error.message);
   }
 
   /* Of "acknowledged" or "echoed": the median and the 99th percentile of the last minute, and the median and the

@@ -68,15 +68,23 @@ export class Link {
     return this.client.worker;
   }
 
-  /* `{ state, text }`: one of connected, connecting, closed, and the sentence for people. */
+  /* `{ state, text }`: one of connected, connecting, closed, and a word for people. */
   get status() {
     const { state } = this.client;
     if (state === "open") return { state: "connected", text: "Connected" };
     if (state === "stopped") return { state: "closed", text: "Not connected" };
-    const left = this.backAt && Math.max(0, this.backAt - performance.now());
-    const after = left ? `, again in ${(left / 1000).toFixed(1)} s` : "";
-    const doing = this.holding ? "Staying away" : state === "waiting" ? "Cut off" : this.opened ? "Coming back" : "Connecting";
-    return { state: "connecting", text: `${doing}${after}` };
+    if (this.seconds("heldUntil")) return { state: "connecting", text: "Staying away" };
+    return { state: "connecting", text: state === "waiting" ? "Cut off" : this.opened ? "Coming back" : "Connecting" };
+  }
+
+  /* Until the next try, or null. */
+  get left() {
+    return this.client.state === "open" ? null : (this.seconds("heldUntil") ?? this.seconds("backAt"));
+  }
+
+  seconds(name) {
+    const left = (this[name] ?? 0) - performance.now();
+    return left > 0 ? left / 1000 : null;
   }
 
   count(name) {
@@ -86,10 +94,8 @@ export class Link {
 
   /* Cut the socket under the client, which knows nothing of it; and let it back only after so many ms. */
   cut(stay = 0) {
-    if (stay) {
-      this.holding = true;
-      this.held = new Promise((resolve) => setTimeout(resolve, stay)).then(() => (this.holding = false));
-    }
+    this.heldUntil = performance.now() + stay;
+    this.held = new Promise((resolve) => setTimeout(resolve, stay));
     this.socket?.close(DROPPED);
   }
 }

@@ -19,7 +19,7 @@ const trouble = $("#trouble");
 const token = new Token($("#gate"), enter);
 const watch = new Watch($("#watch"));
 const tryOut = new Try($("#try"));
-const tabs = new Tabs($("[role=tablist]"), (name) => (location.hash = name === "talk" ? escaped(channel) : `/${name}`));
+const tabs = new Tabs($("[role=tablist]"), (name) => go(name === "talk" ? escaped(channel) : `/${name}`));
 let channel = DEFAULT;
 let link = null;
 let talk = null;
@@ -35,10 +35,15 @@ function read() {
   const tab = /^\/(watch|try)$/.exec(said)?.[1] ?? "talk";
   if (tab === "talk") channel = said || DEFAULT;
   tabs.show(tab);
-  tryOut.show(channel, Boolean(token.value));
+  tryOut.show(channel, token.needed);
   talk?.show(channel);
   watch.show(tab === "watch");
   document.title = `${{ talk: channel, watch: "Watch", try: "Try" }[tab]} · Tocsin`;
+}
+
+function go(where) {
+  if (location.hash === `#${where}`) read();
+  else location.hash = where;
 }
 
 function enter() {
@@ -46,9 +51,9 @@ function enter() {
   $(".forget").hidden = !token.value;
   if (link) return talk.resume();
   link = new Link(() => token.value || null, draw, stopped);
-  talk = new Talk($("#talk"), link, new People(!token.value), (chosen) => (location.hash = escaped(chosen)));
+  talk = new Talk($("#talk"), link, new People(!token.value), (chosen) => go(escaped(chosen)));
   watch.connect(link.client);
-  setInterval(() => link.client.state === "waiting" && drawTop(), TICK);
+  setInterval(() => link.client.state !== "open" && drawTop(), TICK);
   read();
 }
 
@@ -62,7 +67,8 @@ function drawTop() {
   const { state, text } = link.status;
   $(".link").dataset.state = state;
   const word = $(".link .word");
-  if (word.textContent !== text) word.textContent = text;
+  if (word.textContent !== text) word.textContent = text; // a live region speaks on each change
+  $(".link .again").textContent = link.left === null ? "" : `again in ${link.left.toFixed(1)} s`;
   $(".link .worker").textContent = state === "connected" ? `worker ${link.worker}` : link.reason ?? "";
 }
 

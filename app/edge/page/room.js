@@ -46,21 +46,23 @@ export class Room {
     this.setMode();
 
     this.channel = link.client.channel(name);
-    this.channel.on("state", (event) => this.turned(event));
-    this.channel.on("message", (message) => this.heard(message));
-    this.channel.on("gap", ({ reason }) => this.lost(reason));
-    this.channel.on("presence", () => this.gathered());
+    this.listeners = [
+      this.channel.on("state", (event) => this.turned(event)),
+      this.channel.on("message", (message) => this.heard(message)),
+      this.channel.on("gap", ({ reason }) => this.lost(reason)),
+      this.channel.on("presence", () => this.gathered()),
+    ];
   }
 
-  /* Join, with as much as one may have: history and presence are rights of their own. */
+  /* Join, with as much as one may have: history and presence are rights of their own. After a stop the client goes on
+     where it was. */
   async join() {
     let refused;
-    const since = this.channel.position ?? undefined;
     for (const [history, presence] of [[HISTORY, true], [0, true], [HISTORY, false], [0, false]]) {
       this.listed = presence;
       this.link.client.channel(this.name, { presence: presence ? { info: this.people.info } : null });
       try {
-        await this.channel.subscribe({ since, history: since ? undefined : history });
+        await this.channel.subscribe({ history });
         this.refused = "";
         return;
       } catch (error) {
@@ -89,6 +91,7 @@ export class Room {
   }
 
   leave() {
+    for (const off of this.listeners) off();
     this.channel.unsubscribe();
     this.root.remove();
   }

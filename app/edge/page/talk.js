@@ -105,8 +105,11 @@ export class Talk {
       this.drawChannels();
       this.drawPeople();
       $("#name", this.root).placeholder = this.link.client.user ?? "";
-      for (const [name, shown] of this.counters) shown.textContent = count(this.link.counters[name]);
-      for (const [name, shown] of this.counters) shown.classList.toggle("bad", /gaps|duplicates/.test(name) && shown.textContent !== "0");
+      for (const [name, shown] of this.counters) {
+        const number = this.link.counters[name];
+        shown.textContent = count(number);
+        shown.classList.toggle("bad", number > 0 && /gaps|duplicates/.test(name));
+      }
       for (const button of this.root.querySelectorAll(".cuts button")) button.disabled = this.link.client.state !== "open";
       for (const room of this.rooms.values()) room.tell();
     });

@@ -8,6 +8,7 @@ const KEPT = "tocsin.token";
 export class Token {
   /* `onEntry()` is called once the service has let somebody in. */
   constructor(form, onEntry) {
+    this.wanted = false;
     this.root = form;
     this.onEntry = onEntry;
     $("form", form).onsubmit = (event) => {
@@ -25,6 +26,11 @@ export class Token {
     sessionStorage[KEPT] = token;
   }
 
+  /* Whether this service asks for one, as far as is known. */
+  get needed() {
+    return Boolean(this.value) || this.wanted;
+  }
+
   forget() {
     delete sessionStorage[KEPT];
   }
@@ -40,9 +46,10 @@ export class Token {
 
   /* Show the form, with what the service said. */
   want(sentence) {
-    const refused = Boolean(this.value);
+    this.wanted = true;
     this.root.hidden = false;
-    $(".said", this.root).textContent = refused ? `Refused: ${sentence}` : "";
+    $(".said", this.root).textContent = this.value ? `Refused: ${sentence}` : `It says: ${sentence}.`;
+    $(".said", this.root).classList.toggle("bad", Boolean(this.value));
     $("textarea", this.root).focus();
   }
 }

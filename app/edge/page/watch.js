@@ -42,8 +42,8 @@ export class Watch {
 
   /* Latency can be measured from now on. */
   connect(client) {
-    this.latency.client = client;
-    if (this.timer) this.latency.start();
+    this.latency.connect(client);
+    client.on("state", ({ state }) => state === "open" && this.timer && this.latency.start()); // also after a stop
   }
 
   /* Whether the tab is the chosen one. */
