@@ -63,9 +63,12 @@ async def open_tab(visitor: Visitor, name: str) -> None:
     await expect(visitor.page.get_by_role("tabpanel", name=name)).to_be_visible()
 
 
-async def test_page_weighs_little() -> None:
+async def test_page_and_its_pictures_weigh_little() -> None:
     folder = Path(app.edge.__file__).parent / "page"
     assert sum(file.stat().st_size for file in folder.iterdir()) < 80_000
+    pictures = {file: file.stat().st_size for file in (Path(__file__).parents[2] / "docs" / "pictures").iterdir()}
+    assert all(size <= (150_000 if file.suffix == ".png" else 1_000_000) for file, size in pictures.items())
+    assert any(file.suffix == ".webp" for file in pictures)
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

@@ -60,7 +60,8 @@ export class Link {
       return;
     }
     if (this.opened) this.lostAt ??= performance.now();
-    if (code !== undefined) this.reason = code === DROPPED ? "dropped by you" : (error?.message ?? REASONS[code] ?? reason) || `closed with ${code}`;
+    if (code === DROPPED) this.reason = "dropped by you";
+    else if (code !== undefined) this.reason = (error?.message ?? REASONS[code] ?? reason) || `closed with ${code}`;
     this.backAt = delay === undefined ? null : performance.now() + delay;
   }
 

@@ -40,7 +40,7 @@ export class Log {
     if (!this.queue.length) return; // cleared meanwhile
     const follow = this.atBottom();
     this.unseen = follow || this.newest.hidden ? this.queue.length : this.unseen + this.queue.length;
-    this.list.append(...this.queue.map((item) => (item.note ? element("li", `note ${item.tone}`, item.note) : row(item, this.people))));
+    this.list.append(...this.queue.map((item) => (item.note ? note(item) : row(item, this.people))));
     this.queue = [];
     while (this.list.children.length > KEEP) {
       this.list.firstChild.remove();
@@ -64,6 +64,10 @@ export class Log {
     this.root.scrollTop = this.root.scrollHeight;
     this.newest.hidden = true;
   }
+}
+
+function note({ note, tone }) {
+  return element("li", `note ${tone}`, note);
 }
 
 function row({ message, own, replayed }, people) {

@@ -12,11 +12,13 @@ import { Try } from "./try.js";
 import { Watch } from "./watch.js";
 
 const DEFAULT = "lobby";
+const OUT = { state: "closed", text: "Not connected" };
+const COMING = { state: "connecting", text: "Connecting" };
 const TICK = 100; // ms between drawings of a countdown
 
 const desk = $(".desk");
 const trouble = $("#trouble");
-const token = new Token($("#gate"), enter);
+const token = new Token($("#gate"), enter, wanted);
 const watch = new Watch($("#watch"));
 const tryOut = new Try($("#try"));
 const tabs = new Tabs($("[role=tablist]"), (name) => go(name === "talk" ? escaped(channel) : `/${name}`));
@@ -57,6 +59,12 @@ function enter() {
   read();
 }
 
+/* There is a form for a token now, and the snippets are with one. */
+function wanted() {
+  drawTop();
+  read();
+}
+
 function draw() {
   talk?.draw();
   drawTop();
@@ -64,12 +72,12 @@ function draw() {
 }
 
 function drawTop() {
-  const { state, text } = link.status;
+  const { state, text } = link?.status ?? (token.wanted ? OUT : COMING);
   $(".link").dataset.state = state;
   const word = $(".link .word");
   if (word.textContent !== text) word.textContent = text; // a live region speaks on each change
-  $(".link .again").textContent = link.left === null ? "" : `again in ${link.left.toFixed(1)} s`;
-  $(".link .worker").textContent = state === "connected" ? `worker ${link.worker}` : link.reason ?? "";
+  $(".link .again").textContent = !link?.left ? "" : `again in ${link.left.toFixed(1)} s`;
+  $(".link .worker").textContent = state === "connected" ? `worker ${link.worker}` : link?.reason ?? "";
 }
 
 /* The client has given up: with a token that was refused one is asked for, else one is told why, and may try again. */
@@ -93,4 +101,5 @@ $(".forget").onclick = () => {
 addEventListener("hashchange", read);
 desk.hidden = true;
 read();
+drawTop();
 token.enter();

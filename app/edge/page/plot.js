@@ -35,8 +35,10 @@ export class Plot {
     this.under.setAttribute("d", this.path(0, top, true));
   }
 
+  /* null: nothing was known in the whole minute. */
   peak() {
-    return Math.max(0, ...this.rows.flat().filter((value) => value !== null));
+    const known = this.rows.flat().filter((value) => value !== null);
+    return known.length ? Math.max(...known) : null;
   }
 
   path(column, top, closed = false) {

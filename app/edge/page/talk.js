@@ -141,11 +141,12 @@ export class Talk {
     const rows = channel.members.slice(0, LISTED).map((member) => {
       const self = member.member === (user ?? client);
       const past = !self && this.link.ids.has(member.member); // the service waits two seconds before it says that one left
-      const name = element("span", self ? "self" : past ? "past" : "", this.people.nameOf(member.member), self ? " (you)" : past ? " (leaving)" : "");
+      const [kind, more] = self ? ["self", " (you)"] : past ? ["past", " (leaving)"] : ["", ""];
+      const name = element("span", kind, this.people.nameOf(member.member), more);
       return element("li", "", name, element("span", "clients", member.clients > 1 ? plural(member.clients, "window") : ""));
     });
-    const more = channel.count - rows.length;
-    if (more > 0) rows.push(element("li", "quiet", `and ${count(more)} more`));
+    const others = channel.count - rows.length;
+    if (others > 0) rows.push(element("li", "quiet", `and ${count(others)} more`));
     list.replaceChildren(...rows);
   }
 }

@@ -6,11 +6,12 @@ import { ask } from "./service.js";
 const KEPT = "tocsin.token";
 
 export class Token {
-  /* `onEntry()` is called once the service has let somebody in. */
-  constructor(form, onEntry) {
+  /* `onEntry()` is called when the service lets one in, `onWant()` when it asks who one is. */
+  constructor(form, onEntry, onWant) {
     this.wanted = false;
     this.root = form;
     this.onEntry = onEntry;
+    this.onWant = onWant;
     $("form", form).onsubmit = (event) => {
       event.preventDefault();
       this.value = $("textarea", form).value.replace(/\s+/g, ""); // pasted from a terminal, it may be broken into lines
@@ -51,5 +52,6 @@ export class Token {
     $(".said", this.root).textContent = this.value ? `Refused: ${sentence}` : `It says: ${sentence}.`;
     $(".said", this.root).classList.toggle("bad", Boolean(this.value));
     $("textarea", this.root).focus();
+    this.onWant();
   }
 }

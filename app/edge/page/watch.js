@@ -88,7 +88,8 @@ export class Watch {
     } catch {
       // a proxy's page, not the service's answer: the status stands
     }
-    this.store(status === 200 ? "ready" : "bad", status === 200 ? "Ready: this node serves and Redis answers" : "Not ready", said.reasons);
+    if (status === 200) this.store("ready", "Ready: this node serves and Redis answers", []);
+    else this.store("bad", "Not ready", said.reasons);
   }
 
   showMetrics({ status, text, sentence }) {
@@ -148,9 +149,11 @@ export class Watch {
 
   put(name, figures, first, second = null) {
     const card = this.cards[name];
-    card.figures.replaceChildren(...figures.map(([value, unit]) => element("b", "", value, element("small", "", unit && ` ${unit}`))));
+    const figure = ([value, unit]) => element("b", "", value, element("small", "", unit && ` ${unit}`));
+    card.figures.replaceChildren(...figures.map(figure));
     card.plot.push(first, second);
-    card.peak.textContent = `peak ${card.written(card.plot.peak())}`;
+    const peak = card.plot.peak();
+    card.peak.textContent = peak === null ? "" : `peak ${card.written(peak)}`;
     card.svg.setAttribute("aria-label", `${card.title}, last minute: ${figures.map((each) => each.join(" ")).join(", ")}`);
   }
 
@@ -175,7 +178,8 @@ export class Watch {
       ];
     });
     const body = $("tbody", this.root);
-    const drawn = rows.map((cells) => element("tr", "", ...cells.map((cell, at) => element("td", at === 1 && cell !== "ready" ? "bad" : "", cell))));
+    const cell = (text, at) => element("td", at === 1 && text !== "ready" ? "bad" : "", text);
+    const drawn = rows.map((texts) => element("tr", "", ...texts.map(cell)));
     if (!drawn.length) {
       const empty = element("td", "", "Nothing is known yet.");
       empty.colSpan = 8;
