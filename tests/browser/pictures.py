@@ -63,7 +63,7 @@ async def save_both(page: Page, name: str) -> None:
     for scheme in ("light", "dark"):
         await page.emulate_media(color_scheme=scheme)
         await page.wait_for_timeout(200)
-        picture = (await shot(page)).quantize(COLORS, dither=Image.Dither.NONE)
+        picture = (await shot(page)).quantize(COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         picture.save(FOLDER / f"{name}-{scheme}.png", optimize=True)
 
 

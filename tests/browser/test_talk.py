@@ -68,6 +68,7 @@ async def test_what_comes_from_others_stays_text(service: Service, arrive: Arriv
     assert "default-src 'self'" in answer.headers["content-security-policy"]
     markup = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
     await ada.say(channel, markup)
+    await ada.has_texts(channel, [markup])
     await publish(service, channel, data={"html": "<b>no</b>"})
     await publish(service, channel, base64=base64.b64encode(bytes(2048)).decode())
     await ada.has_texts(channel, [markup, '{ "html": "<b>no</b>" }', "binary, 2,048 bytes"])
