@@ -1,4 +1,4 @@
-"""The command line: `tocsin serve`, `publish`, `token`, `doctor`.
+"""The command line: `tocsin serve`, `publish`, `subscribe`, `bench`, `token`, `doctor`.
 
 Each command does its work elsewhere; here are options, words and exit codes. An error is one line on stderr.
 """
@@ -8,35 +8,37 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import resource
 import secrets
+import stat
 import sys
 import time
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
-from urllib.parse import quote, urlsplit
 
 import typer
+import uvloop
 from pydantic import ValidationError
-from redis import Redis
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.retry import Retry
 from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from app import __version__, logs
-from app.brokers.address import SENTINEL_SCHEME
-from app.brokers.examine import Finding, Level
-from app.brokers.redis import RedisBroker
-from app.core.errors import TocsinError
-from app.core.messages import Attendance, Cleared, Publication, Verb
-from app.embedded import NoRedis, find_engine
+from app.brokers.examine import Level
+from app.core.messages import Verb
 from app.mint import CannotMint, explain, mint, signer_by_key, signer_by_secret
 from app.notation import check_pattern
-from app.serve import BACKLOG, FILES, CannotServe, Exit, check_host
+from app.serve import Exit, raise_file_limit
 from app.serve import serve as run_service
 from app.settings import Settings, describe_problems
+from app.terminal.doctor import examine
+from app.terminal.feed import Feed, read_lines
+from app.terminal.listener import Listener, complain, make_view
+from app.terminal.load import Load, Plan
+from app.terminal.remote import Failed, Remote
+from app.terminal.report import report
+from tocsin.errors import TocsinError
+from tocsin.publisher import Publisher
 
 CODES = (
     "Exit codes: 0 done; 1 refused, or a problem was found; 2 wrong usage or setting; 3 the port is taken; "
@@ -102,79 +104,200 @@ def serve(
     raise typer.Exit(run_service(_read_settings(options)))
 
 
+_Url = Annotated[str, typer.Option(help="The service.", envvar="TOCSIN_URL", show_envvar=True)]
+_KeyFile = Annotated[Path | None, typer.Option(help="File with the API key; else TOCSIN_API_KEY is sent, if set.")]
+_Token = Annotated[
+    str | None,
+    typer.Option(help="The token; better by its variable: arguments can be seen by others.", envvar="TOCSIN_TOKEN"),
+]
+SPARE_FILES = 64
+"""What a load test has open besides its connections."""
+_INTERRUPTED = 130
+"""The exit status of a shell's command after Ctrl-C."""
+_URL = "http://127.0.0.1:8000"
+
+
 @app.command(epilog=CODES)
 def publish(
     channel: Annotated[str, typer.Argument(help="Channel, for example room:42.")],
-    text: Annotated[str, typer.Argument(help="The message; - reads it from standard input.")],
-    *,
-    url: Annotated[
-        str, typer.Option(help="The service.", envvar="TOCSIN_URL", show_envvar=True)
-    ] = "http://127.0.0.1:8000",
-    key: Annotated[
-        str | None, typer.Option(help="Idempotency key: the same key publishes once, however often it is tried.")
+    text: Annotated[
+        str | None,
+        typer.Argument(help="The message; - reads it from standard input; without it each line there is one."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The message is JSON, not text.")] = False,
-    api_key_file: Annotated[
-        Path | None, typer.Option(help="File with the API key; else TOCSIN_API_KEY is sent, if set.")
+    *,
+    url: _Url = _URL,
+    key: Annotated[
+        str | None,
+        typer.Option(help="The same key publishes once, however often it is tried; of lines: with their number."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The message, or each line, is JSON, not text.")] = False,
+    token: _Token = None,
+    api_key_file: _KeyFile = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds for which a request is tried again. [10; of lines 60]", min=0.1, show_default=False),
     ] = None,
 ) -> None:
-    """Publish one message and print its id."""
-    data: Any = sys.stdin.read() if text == "-" else text
-    if as_json:
-        try:
-            data = json.loads(data)
-        except ValueError as error:
-            _fail(Exit.USAGE, f"the message is not JSON: {error}")
-    body: dict[str, Any] = {"data": data} if key is None else {"data": data, "key": key}
-    answer = _post(url, f"/api/v1/channels/{quote(channel, safe='')}/messages", body, _read_api_key(api_key_file))
-    typer.echo(f"{answer.get('id') or 'ephemeral'}{' duplicate' if answer.get('duplicate') else ''}")
+    """Publish one message and print its id, or every line of standard input.
 
-
-def _read_api_key(path: Path | None) -> str | None:
-    if path is None:
-        return os.environ.get("TOCSIN_API_KEY") or None
+    Requests that were cut off are repeated, and publish once.
+    """
+    remote = _read_remote(url, token, api_key_file)
+    seconds = timeout or (60.0 if text is None else 10.0)
     try:
-        return path.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        _fail(Exit.USAGE, f"cannot read the API key from {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}")
+        with Publisher(remote.http, api_key=remote.api_key, token=remote.token, timeout=seconds) as publisher:
+            if text is None:
+                raise typer.Exit(_publish_lines(Feed(publisher, channel, key=key, as_json=as_json, say=complain)))
+            data = sys.stdin.read() if text == "-" else text
+            ack = publisher.publish(channel, _read_json(data) if as_json else data, key)
+    except Failed as error:
+        _fail(error.code, str(error))
+    except TocsinError as error:
+        _fail(*remote.judge(error))
+    except KeyboardInterrupt:
+        raise typer.Exit(_INTERRUPTED) from None
+    typer.echo(f"{ack.id or 'ephemeral'}{' duplicate' if ack.duplicate else ''}")
 
 
-def _post(url: str, path: str, body: dict[str, Any], api_key: str | None) -> dict[str, Any]:
-    """Send one request and return the answer's JSON; whatever is no success ends the command."""
+def _read_remote(url: str, token: str | None, api_key_file: Path | None) -> Remote:
     try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        _fail(Exit.USAGE, "--url: this is no address; allowed is http://host:port or https://host")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        _fail(Exit.USAGE, f"--url: {url} is no address; allowed is http://host:port or https://host")
-    headers = {"Content-Type": "application/json"}
-    if api_key is not None:
-        headers["X-API-Key"] = api_key
-    connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-    connection = connect(parts.hostname, port, timeout=10)
+        return Remote.read(url, token=token, api_key_file=api_key_file)
+    except Failed as error:
+        _fail(error.code, str(error))
+
+
+def _read_json(text: str) -> Any:
     try:
-        connection.request("POST", parts.path.rstrip("/") + path, json.dumps(body), headers)
-        response = connection.getresponse()
-        return _read_answer(response.status, response.read(1_048_576))
-    except (OSError, HTTPException) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        _fail(Exit.UNREACHABLE, f"{url} cannot be reached: {reason}")
-    except ValueError:
-        _fail(Exit.USAGE, "the API key has characters that no header may carry")
+        return json.loads(text)
+    except ValueError as error:
+        raise Failed(Exit.USAGE, f"the message is not JSON: {error}") from error
+
+
+def _publish_lines(feed: Feed) -> Exit:
+    """All of standard input, with a bar on a terminal; the tally is told however it ends."""
+    source = sys.stdin.fileno()
+    status = os.fstat(source)
+    console = Console(stderr=True)
+    bar = Progress(
+        SpinnerColumn(), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console,
+        disable=not console.is_terminal, transient=True,
+    )  # fmt: skip
+    try:
+        with bar:
+            task = bar.add_task("", total=status.st_size if stat.S_ISREG(status.st_mode) else None)
+            for lines in read_lines(source):
+                feed.publish(lines)
+                bar.update(task, completed=feed.tally.size, description=str(feed.tally))
     finally:
-        connection.close()
+        print(feed.tally, file=sys.stderr)
+    return Exit.REFUSED if feed.tally.refused else Exit.DONE
 
 
-def _read_answer(status: int, raw: bytes) -> dict[str, Any]:
+@app.command(epilog=CODES)
+def subscribe(
+    channel: Annotated[str, typer.Argument(help="Channel, for example room:42.")],
+    *,
+    since: Annotated[str | None, typer.Option(help="Begin after this id.", metavar="ID")] = None,
+    history: Annotated[int, typer.Option(help="Begin with so many of the newest messages.", min=0, max=1000)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line: messages and gaps.")] = False,
+    url: _Url = _URL,
+    token: _Token = None,
+    api_key_file: _KeyFile = None,
+    timeout: Annotated[float, typer.Option(help="Seconds for the first connection.", min=0.1)] = 10.0,
+) -> None:
+    """Show what is published in a channel, through restarts and lost connections, until Ctrl-C.
+
+    One line a message; on a terminal with when and who. What is about the connection goes to stderr, at the end the
+    last position too, for --since.
+    """
+    remote = _read_remote(url, token, api_key_file)
+    view = make_view(channel, as_json=as_json)
+    listener = Listener(remote, channel, view, since=since, history=history, patience=timeout)
     try:
-        answer = json.loads(raw)
-        if status in (200, 201):
-            return dict(answer)
-        sentence = f"{answer['error']['message']} ({answer['error']['code']})"
-    except (ValueError, KeyError, TypeError):
-        _fail(Exit.UNREACHABLE, f"the answer (HTTP {status}) is not from a Tocsin service")
-    return _fail(Exit.UNREACHABLE if status == 429 or status >= 500 else Exit.REFUSED, sentence)
+        with suppress(KeyboardInterrupt):
+            asyncio.run(listener.run())
+    except Failed as error:
+        _fail(error.code, str(error))
+    finally:
+        _leave_stdout()
+    if listener.position is not None:
+        complain(f"go on with --since {listener.position}")
+
+
+def _leave_stdout() -> None:
+    """What could not be written to a pipe that nobody reads must not be tried again by the interpreter's end."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@app.command(epilog=CODES)
+def bench(
+    url: Annotated[str, typer.Argument(help="The service.", envvar="TOCSIN_URL", show_envvar=True)] = _URL,
+    *,
+    connections: Annotated[int, typer.Option(help="That listen, one channel each.", min=1)] = 100,
+    publishers: Annotated[int, typer.Option(help="Connections that publish.", min=1)] = 1,
+    rate: Annotated[float, typer.Option(help="Messages a second, of all publishers together.", min=0.1)] = 10.0,
+    channels: Annotated[int, typer.Option(help="Channels, used in turn.", min=1)] = 1,
+    seconds: Annotated[float, typer.Option(help="For which is published.", min=0.1)] = 10.0,
+    size: Annotated[int, typer.Option(help="Bytes of a message, about.", min=60)] = 128,
+    cut: Annotated[
+        float | None, typer.Option(help="Cut each connection about every so many seconds; it resumes.", min=0.5)
+    ] = None,
+    prefix: Annotated[str | None, typer.Option(help="Names the channels. [bench:RANDOM]", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The figures as one JSON object.")] = False,
+    token: _Token = None,
+    api_key_file: _KeyFile = None,
+) -> None:
+    """Load a service and say how it took it: what was delivered, how fast, and what is missing.
+
+    It publishes into real channels, by default its own, whose logs stay as long as the service keeps them. It ends by
+    itself; Ctrl-C shows what was seen until then. Exit code 0 means that everybody got everything, once and in order.
+    """
+    remote = _read_remote(url, token, api_key_file)
+    name = prefix or f"bench:{secrets.token_hex(4)}"
+    plan = Plan(
+        connections, publishers, rate, tuple(f"{name}:{n}" for n in range(channels)), seconds, size, cut
+    )  # fmt: skip
+    logs.configure("auto", "error")
+    files = raise_file_limit()
+    needed = connections + publishers + SPARE_FILES
+    if files < needed:
+        _fail(Exit.USAGE, f"{needed} open files are needed and {files} are allowed here: ulimit -n {needed}, or less")
+    complain(f"publishing {rate:g} messages a second into {name}:* of {remote.http} for {seconds:g} s: real channels")
+    load = Load(remote, plan)
+    try:
+        with suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run_shown(load))
+    except Failed as error:
+        _fail(error.code, str(error))
+    if as_json:
+        print(json.dumps({"url": remote.http, **asdict(plan), **load.outcome.summary()}))
+    else:
+        Console(highlight=False).print(report(plan, load.outcome))
+    if load.outcome.interrupted:
+        raise typer.Exit(_INTERRUPTED)
+    raise typer.Exit(Exit.DONE if load.outcome.whole else Exit.REFUSED)
+
+
+async def _run_shown(load: Load) -> None:
+    """Run it, with a bar on a terminal."""
+    console = Console(stderr=True)
+    columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    running = asyncio.ensure_future(load.run())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("", total=load.plan.seconds)
+        try:
+            while not running.done():
+                await asyncio.wait([running], timeout=0.1)
+                outcome = load.outcome
+                words = f"{load.open:,} connected, {outcome.published:,} published, {outcome.delivered:,} delivered"
+                done = min(load.plan.seconds, time.monotonic() - outcome.began) if outcome.began else 0.0
+                progress.update(task, completed=done, description=words)
+        finally:
+            running.cancel()
+            await running
 
 
 _Patterns = Annotated[
@@ -250,7 +373,7 @@ def doctor() -> None:
     """Look at the settings, the machine and Redis, and say what to do."""
     settings = _read_settings({})
     logs.configure("auto", "error")
-    findings = [*_examine_settings(settings), *_examine_machine(), *_examine_redis(settings)]
+    findings = examine(settings)
     console = Console(highlight=False, soft_wrap=True)
     for finding in findings:
         console.print(f"{_MARKS[finding.level]} ", end="")
@@ -258,96 +381,6 @@ def doctor() -> None:
         if finding.advice:
             console.print(f"  {finding.advice}", style="dim", markup=False)
     raise typer.Exit(Exit.REFUSED if any(finding.level == Level.PROBLEM for finding in findings) else Exit.DONE)
-
-
-def _examine_settings(settings: Settings) -> list[Finding]:
-    try:
-        check_host(settings)
-    except CannotServe as error:
-        return [Finding(Level.PROBLEM, str(error))]
-    ways = [settings.token_rules and "a token", settings.api_keys and "an API key"]
-    who = " or ".join(way for way in ways if way) or "nothing"
-    if settings.allow_anonymous:
-        who = "nothing (anonymous use is allowed)"
-    return [Finding(Level.FINE, f"the settings are valid; clients of {settings.host}:{settings.port} need {who}")]
-
-
-def _examine_machine() -> list[Finding]:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = sys.maxsize if hard == resource.RLIM_INFINITY else hard
-    findings = [
-        Finding(Level.FINE, f"{'unlimited' if files == sys.maxsize else files} open files are allowed")
-        if files >= FILES
-        else Finding(
-            Level.WARNING,
-            f"{files} open files are allowed: a worker can hold that many connections at most",
-            f"raise the hard limit to {FILES} or more: LimitNOFILE= in systemd, ulimits in compose, limits.conf",
-        )
-    ]
-    try:
-        waiting = int(Path("/proc/sys/net/core/somaxconn").read_text("ascii"))
-    except (OSError, ValueError):  # not Linux
-        return findings
-    if waiting < BACKLOG:
-        advice = f"sysctl -w net.core.somaxconn={BACKLOG}"
-        sentence = f"the kernel lets {waiting} new connections wait: more at once are turned away"
-        findings.append(Finding(Level.WARNING, sentence, advice))
-    return findings
-
-
-def _examine_redis(settings: Settings) -> list[Finding]:
-    if settings.redis_url is None:
-        try:
-            engine = find_engine()
-        except NoRedis as error:
-            return [Finding(Level.PROBLEM, str(error))]
-        return [Finding(Level.FINE, f"an embedded Redis would run: {engine} ({engine.path})")]
-    url = settings.redis_url.get_secret_value()
-    try:
-        if url.startswith(f"{SENTINEL_SCHEME}://"):
-            return asyncio.run(_ask(_broker(url, settings)))
-        with Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0)) as client:
-            client.ping()  # the broker does not say why it cannot connect: its words reach clients
-    except (RedisError, ValueError) as error:
-        return [Finding(Level.PROBLEM, f"Redis at {settings.redis_address} cannot be used: {error}")]
-    return asyncio.run(_ask(_broker(url, settings)))
-
-
-def _broker(url: str, settings: Settings) -> RedisBroker:
-    return RedisBroker(
-        url, settings.redis_prefix, settings.channels, ack=settings.ack, ack_timeout=settings.ack_timeout
-    )
-
-
-async def _ask(broker: RedisBroker) -> list[Finding]:
-    broker.start(_Deaf(), f"doctor-{secrets.token_hex(8)}")
-    deadline = time.monotonic() + 5
-    try:
-        while True:
-            try:
-                return await broker.examine()
-            except TocsinError as error:  # not connected yet
-                if time.monotonic() > deadline:
-                    return [Finding(Level.PROBLEM, next(iter(broker.problems()), error.message))]
-                await asyncio.sleep(0.05)
-    finally:
-        await broker.close()
-
-
-class _Deaf:
-    """A listener that needs no messages: the doctor subscribes to nothing."""
-
-    def confirmed(self, channel: str) -> None: ...
-
-    def received(self, channel: str, item: Publication | Cleared | Attendance) -> None: ...
-
-    def drained(self) -> None: ...
-
-    def settled(self) -> None: ...
-
-    def told(self, message: bytes) -> None: ...
-
-    def lost(self) -> None: ...
 
 
 def _read_settings(options: dict[str, str]) -> Settings:

@@ -52,8 +52,9 @@ from app.notation import (
 
 PREFIX = "TOCSIN_"
 OTHERS = {
-    "TOCSIN_API_KEY": "the API key that `tocsin publish` sends (or `--api-key-file`)",
-    "TOCSIN_URL": "the service that `tocsin publish` calls (or `--url`)",
+    "TOCSIN_API_KEY": "the API key that `tocsin publish`, `subscribe` and `bench` send (or `--api-key-file`)",
+    "TOCSIN_TOKEN": "the token that they send (or `--token`)",
+    "TOCSIN_URL": "the service that they use (or `--url`)",
 }
 """Variables of our commands that are no settings of the service."""
 

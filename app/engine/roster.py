@@ -23,6 +23,12 @@ COMMENT_SECONDS = 15.0
 """How often a stream gets a comment, at least: proxies end what is silent, and nobody answers a ping there."""
 RETURN_SECONDS = 2.0
 """Within how many seconds those who were sent away are asked to return, each at a moment of its own."""
+START_SECONDS = 8.0
+"""What a service that was stopped as a whole is given to start again, before many are asked to return."""
+LOOK_SECONDS = 2.5
+"""At the beginning of a drain nobody is sent away for so long, or a quarter of it: then it is known who else serves."""
+RETURNS = 20.0
+"""A second and worker: over so long its clients' returns are spread then, but not over more than the drain took."""
 
 
 class Peer(Protocol):
@@ -68,6 +74,7 @@ class Roster:
         count: connections.
         opening: upgrades under way, which will be connections.
         floods: pauses of sockets that sent more frames than their rate allows.
+        alone: no other worker, here or elsewhere, takes connections; looked after while this one is draining.
     """
 
     def __init__(
@@ -85,7 +92,9 @@ class Roster:
         self._drain_seconds = drain_seconds
         self._chance = chance
         self._settled = Settled()
+        self._back_at = self._spread = 0.0
         self.draining = False
+        self.alone = False
         self.count = 0
         self.opening = 0
         self.opened = 0
@@ -175,7 +184,19 @@ class Roster:
 
     def retire(self, peer: Peer) -> None:
         """The server stops: close this one at a moment of its own within the drain window."""
-        self.draining = True
-        asyncio.get_running_loop().call_later(
-            self._chance() * self._drain_seconds, peer.end, self._chance() * RETURN_SECONDS
-        )
+        loop, drain = asyncio.get_running_loop(), self._drain_seconds
+        if not self.draining:
+            self.draining = True
+            self._spread = min(drain, self.count / RETURNS)
+            self._back_at = loop.time() + drain + min(START_SECONDS, self._spread)
+        look = min(LOOK_SECONDS, drain / 4)
+        loop.call_later(look + self._chance() * (drain - look), self._send_away, peer)
+
+    def _send_away(self, peer: Peer) -> None:
+        """Soon back if another worker takes it. If all stop, whoever comes before they are back comes in vain,
+        and then with many others.
+        """
+        after = self._chance() * RETURN_SECONDS
+        if self.alone:
+            after += max(0.0, self._back_at - asyncio.get_running_loop().time()) + self._chance() * self._spread
+        peer.end(after)

@@ -191,7 +191,7 @@ class Worker:
         """The last snapshot of each worker of this node by slot; None for one that is known but cannot be asked."""
         known: dict[int, dict[str, Any] | None] = dict.fromkeys(self._others)
         try:
-            leases: list[bytes] = await self._store.script("leases", [f"{self._keys}:all"], [f"{self._keys}:lease:"])
+            leases = await self._leases()
         except TocsinError:
             leases = []
         else:
@@ -288,12 +288,32 @@ class Worker:
                 lambda: self._hub.spawn(self._admissions.ask(self.incarnation)),
                 self._hub.inquiry.check,
                 self._presence.tick,
+                self._look_around,
             ):
                 try:
                     part()
                 except Exception:
                     log.exception("a tick failed")
             await asyncio.sleep(max(0.05, last + BEAT_SECONDS - self._loop.time()))
+
+    def _look_around(self) -> None:
+        """Whom this worker sends away has to know whether another one will do."""
+        if self._roster.draining:
+            self._hub.spawn(self._count_others())
+
+    async def _count_others(self) -> None:
+        with contextlib.suppress(TocsinError):
+            leases = [lease.split(b"\n", 2) for lease in await self._leases()]
+            self._roster.alone = not any(
+                orjson.loads(snapshot)["ready"]
+                for node, slot, snapshot in leases
+                if (node, int(slot)) != (self.node.encode(), self.slot)
+            )
+
+    async def _leases(self) -> list[bytes]:
+        """Of all workers: node, slot and snapshot, a line each. Raises `Unavailable`."""
+        found: list[bytes] = await self._store.script("leases", [f"{self._keys}:all"], [f"{self._keys}:lease:"])
+        return found
 
     async def _beat(self) -> None:
         try:

@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.serialization import (
 from app.core.messages import Verb
 from app.edge.keys import TokenRules, Tokens
 from app.mint import CannotMint, Signer, explain, mint, signer_by_key, signer_by_secret
-from tests.integration.test_serve import ROOT, environment, run_tocsin
+from tests.integration.test_serve import ROOT, run_tocsin
+from tests.stage.terminal import environment
 
 SECRET = "s3cret-0123456789abcdef0123456789"
 RULES = TokenRules(("HS256",), secret=SECRET)

@@ -20,7 +20,7 @@ from tests.stage.native import NATIVE
 from tests.stage.service import Service
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", "docs/protocol.md")
+DOCUMENTS = ("README.md", "docs/protocol.md", "docs/guides/curl.md")
 
 
 def blocks(text: str, language: str) -> list[str]:

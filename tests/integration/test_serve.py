@@ -19,16 +19,11 @@ import pytest
 
 from tests.stage.redis import RedisServer, free_port, redis_binary
 from tests.stage.service import NO_TLS, children, command_line, until
+from tests.stage.terminal import environment
 
 pytestmark = pytest.mark.timeout(120)  # several starts of several processes
 
 ROOT = Path(__file__).parents[2]
-
-
-def environment(**settings: str) -> dict[str, str]:
-    """The environment with these settings and no others."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("TOCSIN_")}
-    return kept | {f"TOCSIN_{name.upper()}": value for name, value in settings.items()}
 
 
 def run_tocsin(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:

@@ -166,6 +166,12 @@ class Client:
         ref = self.session.ask_members(channel, self._driver.now(), limit=limit, cursor=cursor, timeout=timeout)
         return await self._answer(ref, Members)
 
+    def cut(self) -> None:
+        """Lose the present connection, as a bad network would; the client comes back by itself. To see how your program
+        takes it, and for load tests.
+        """
+        self._driver.cut()
+
     async def close(self) -> None:
         """Close the connection for good. Rooms end; publishes without an answer raise `Closed`."""
         self.session.close()

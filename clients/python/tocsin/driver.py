@@ -174,6 +174,11 @@ class Driver:
             self._timer_at = deadline
             self._timer = self._loop.call_later(max(0.0, deadline - self._clock()), self._ring)
 
+    def cut(self) -> None:
+        """End the present WebSocket without a word: both sides find a broken connection."""
+        if self._socket is not None:
+            self._socket.transport.abort()
+
     async def finish(self) -> None:
         """Wait until everything that was started has come to its end."""
         self._disarm()

@@ -191,7 +191,10 @@ def read_refusal(status: int, body: object, retry_after: str | None) -> Refusal:
     given = body.get("error") if isinstance(body, dict) else None
     if not isinstance(given, dict):
         code = {401: "unauthorized", 403: "forbidden", 404: "not_found", 429: "rate_limited", 503: "unavailable"}
-        given = {"code": code.get(status, "bad_request" if status < 500 else "internal"), "message": f"HTTP {status}"}
+        given = {
+            "code": code.get(status, "bad_request" if status < 500 else "internal"),
+            "message": f"HTTP {status}, not from Tocsin",
+        }
     error = errors.from_wire(given)
     if error.retry_after is None and retry_after is not None and retry_after.isdecimal():
         error.retry_after = float(retry_after)

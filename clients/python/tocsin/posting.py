@@ -159,18 +159,19 @@ def _deliver(batch: list[_Item], terms: Terms) -> Generator[Request | Pause, Rep
     """One request, repeated with what is left of it."""
     until = terms.clock() + min(terms.timeout, KEY_SHARE * terms.key_seconds)
     failures = 0
+    reason = "too slow"
     renew, renewed = False, False
     while left := [item for item in batch if item.outcome is None]:
         seconds = until - terms.clock()
         if seconds <= 0:
             for item in left:
-                item.outcome = PublishTimeout("not acknowledged in time", sent=item.sent)
+                item.outcome = PublishTimeout(f"not acknowledged in time: {reason}", sent=item.sent)
             return
         body = f'{{"messages":[{",".join(item.text for item in left)}]}}'.encode()
         answer = yield Request(body, min(seconds, ATTEMPT_SECONDS), renew)
         renew = False
         try:
-            wait = _read(answer, left)
+            wait, reason = _read(answer, left)
         except Unauthorized:
             if renewed or not terms.renewable:
                 raise
@@ -182,15 +183,15 @@ def _deliver(batch: list[_Item], terms: Terms) -> Generator[Request | Pause, Rep
             yield Pause(max(0.0, min(wait, until - terms.clock())))
 
 
-def _read(answer: Reply | Fault | None, items: list[_Item]) -> float:
-    """Settle what an answer settles. Returns the seconds after which the service wants to be asked again."""
+def _read(answer: Reply | Fault | None, items: list[_Item]) -> tuple[float, str]:
+    """Settle what an answer settles. Returns the seconds after which the service wants to be asked again, and why."""
     assert answer is not None
     if isinstance(answer, Fault):
         for item in items:
             item.sent = item.sent or answer.sent
             if not item.repeatable:
                 item.outcome = PublishTimeout(f"no answer: {answer.reason}", sent=answer.sent)
-        return 0.0
+        return 0.0, answer.reason
     try:
         body: Any = json.loads(answer.body or b"null")
     except ValueError:
@@ -199,18 +200,18 @@ def _read(answer: Reply | Fault | None, items: list[_Item]) -> float:
         error = read_refusal(answer.status, body, answer.retry_after).error
         if answer.status not in {408, 425, 429} and answer.status < 500:
             raise error
-        return _transient(error, items)
-    wait = 0.0
+        return _transient(error, items), error.message
+    wait, reason = 0.0, ""
     for item, result in zip(items, body["results"], strict=True):
         if "error" in result:
             error = errors.from_wire(result["error"])
             if error.code in TRANSIENT:
-                wait = max(wait, _transient(error, [item]))
+                wait, reason = max(wait, _transient(error, [item])), error.message
             else:
                 item.outcome = error
         else:
             item.outcome = frames.ack(result)
-    return wait
+    return wait, reason
 
 
 def _transient(error: TocsinError, items: list[_Item]) -> float:
