@@ -30,6 +30,7 @@ from app.brokers.redis import RedisBroker
 from app.core.errors import Code, TocsinError
 from app.core.limits import Rate, Rates
 from app.core.messages import Welcome
+from app.edge import documents
 from app.edge.access import Access
 from app.edge.administration import Administration
 from app.edge.answers import answer, refusal
@@ -254,6 +255,9 @@ def create_app(settings: Settings) -> Tocsin:
     app.include_router(streams.router())
     metrics_token = None if settings.metrics_token is None else settings.metrics_token.get_secret_value()
     app.include_router(Ops(worker, metrics_token).router())
+    if settings.docs:
+        documents.describe_security(app)
+        app.include_router(documents.router(__version__))
     _answer_errors(app)
     return app
 

@@ -239,6 +239,9 @@ def _command(given: objects.Command) -> Command:
 
 def _info(given: objects.Attend) -> bytes:
     """What a member says about itself: any JSON object of at most `INFO` bytes."""
+    if given.info is UNSET:
+        return b"{}"
+    assert isinstance(given.info, msgspec.Raw)
     info = bytes(given.info)
     if len(info) > INFO:
         raise TooLarge(f"`info` has at most {INFO} bytes")

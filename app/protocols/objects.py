@@ -21,6 +21,9 @@ Key = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{16,64}\Z")]
 Id = Annotated[str, Meta(description="Where a message stands; opaque.", examples=["4c1f9be07a2d-126"])]
 Name = Annotated[str, Meta(description="1 to 128 of A-Z a-z 0-9 _ . : @ -", examples=["room:42"])]
 Reason = Annotated[str, Meta(extra_json_schema={"enum": [reason.value for reason in continuity.Reason]})]
+Shown = Annotated[Raw, Meta(extra_json_schema={"$ref": "#/components/schemas/Message"})]
+"""A message, as REST shows it too."""
+Anything = Annotated[Raw, Meta(extra_json_schema={"type": "object"})]
 Size = Annotated[int, Meta(ge=1, le=1000)]
 
 
@@ -30,7 +33,7 @@ Size = Annotated[int, Meta(ge=1, le=1000)]
 class Attend(msgspec.Struct):
     """Be a member, and say so much about oneself: any object of at most 1 KiB."""
 
-    info: Raw = Raw(b"{}")
+    info: Anything | UnsetType = UNSET
 
 
 class Subscribe(msgspec.Struct, tag="subscribe"):
@@ -104,7 +107,7 @@ class Member(msgspec.Struct):
 
     member: str
     clients: int
-    info: Raw
+    info: Anything
 
 
 class Welcome(msgspec.Struct, tag="welcome"):
@@ -153,7 +156,7 @@ class HistoryPage(msgspec.Struct, tag="history", kw_only=True):
 
     ref: Echo = UNSET
     channel: Name
-    messages: list[Raw]
+    messages: list[Shown]
     position: Id
     complete: bool
 

@@ -126,10 +126,10 @@ def anonymous(frame: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_browser_code_is_that_of_the_page() -> None:
     """Which a test of the page runs in a browser."""
-    page = (ROOT / "app" / "edge" / "page" / "page.js").read_text("utf-8")
-    found = re.search(r"function snippet\(channel\) {\n  return `(.*?)`;\n}", page, re.DOTALL)
+    page = (ROOT / "app" / "edge" / "page" / "try.js").read_text("utf-8")
+    found = re.search(r"function tenLines\(.*?return `(.*?)`;\n}", page, re.DOTALL)
     assert found is not None
-    expected = found[1].replace("${JSON.stringify(address(channel))}", '"ws://127.0.0.1:8000/ws?channel=lobby"')
+    expected = found[1].replace("${address}", "ws://127.0.0.1:8000/ws?channel=lobby").replace("${offer}", "")
     (shown,) = blocks((ROOT / "README.md").read_text("utf-8"), "js")
     assert shown.strip() == expected
     assert len(expected.splitlines()) == 10

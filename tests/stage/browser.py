@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -78,42 +79,62 @@ class Visitor:
         context.set_default_timeout(10_000)
         return cls(context, await context.new_page())
 
-    async def visit(self, url: str, channel: str) -> Response:
-        """Open the page for a channel and wait until both panes are open."""
+    async def visit(self, url: str, channel: str, *, name: str | None = None) -> Response:
+        """Open the page for a channel, under a name, and wait until the channel is joined."""
+        if name is not None:
+            await self.page.add_init_script(f"sessionStorage['tocsin.name'] = {json.dumps(name)}")
         answer = await self.page.goto(f"{url}/#{channel}")
         assert answer is not None
-        for name in ("A", "B"):
-            await self.has_state(name, "open")
+        await self.has_joined(channel)
         return answer
 
-    def pane(self, name: str) -> Locator:
-        """Pane A or B."""
-        return self.page.get_by_role("region", name=f"Pane {name}", exact=True)
+    @property
+    def link(self) -> Locator:
+        """How the connection is, at the top."""
+        return self.page.get_by_role("group", name="Connection")
 
-    def texts(self, name: str) -> Locator:
-        """The messages of a pane, without their times."""
-        return self.pane(name).locator(".text")
+    def room(self, channel: str) -> Locator:
+        """A channel that is open."""
+        return self.page.get_by_role("region", name=f"Channel {channel}", exact=True)
 
-    async def has_state(self, name: str, state: str) -> None:
-        """Wait until a pane is `connecting`, `open`, `waiting` or `stopped`."""
-        await expect(self.pane(name)).to_have_attribute("data-state", state, timeout=10_000)
+    def texts(self, channel: str) -> Locator:
+        """The messages of a channel, without names and times."""
+        return self.room(channel).locator(".text")
 
-    async def has_texts(self, name: str, texts: list[str]) -> None:
-        """Wait until a pane shows exactly these messages, in this order."""
-        await expect(self.texts(name)).to_have_text(texts, timeout=10_000)
+    def notes(self, channel: str) -> Locator:
+        """What the page itself says between them."""
+        return self.room(channel).locator("li.note")
 
-    async def say(self, name: str, text: str) -> None:
-        """Send from a pane, as one with a keyboard does."""
-        box = self.pane(name).get_by_role("textbox")
+    async def has_link(self, state: str) -> None:
+        """Wait until the connection is `connected`, `connecting` or `closed`."""
+        await expect(self.link).to_have_attribute("data-state", state, timeout=15_000)
+
+    async def has_joined(self, channel: str) -> None:
+        """Wait until a channel is joined."""
+        await self.has_link("connected")
+        await expect(self.room(channel).locator(".empty")).to_have_text("Nothing has been said here yet.")
+
+    async def has_texts(self, channel: str, texts: list[str]) -> None:
+        """Wait until a channel shows exactly these messages, in this order."""
+        await expect(self.texts(channel)).to_have_text(texts, timeout=15_000)
+
+    async def has_counted(self, **counters: int) -> None:
+        """Wait until the counters of continuity stand so."""
+        for name, number in counters.items():
+            shown = self.page.locator(f"[data-counter={name}]")
+            await expect(shown, name).to_have_text(str(number), timeout=15_000)
+
+    async def say(self, channel: str, text: str) -> None:
+        """Send, as one with a keyboard does."""
+        box = self.page.get_by_role("textbox", name=f"Message to {channel}", exact=True)
         await box.fill(text)
         await box.press("Enter")
 
-    async def reconnect(self, name: str) -> None:
-        """Drop a pane's connection and wait for the next one."""
-        button = self.pane(name).locator(".toggle")
-        await button.click()  # Drop
-        await button.click()  # Connect, without the wait
-        await self.has_state(name, "open")
+    async def worker(self) -> str:
+        """The worker that the page is on, as the service calls it (`node/slot`)."""
+        await self.has_link("connected")
+        said = await self.link.locator(".worker").text_content() or ""
+        return said.removeprefix("worker ")
 
     async def leave(self) -> None:
         """Close the window."""

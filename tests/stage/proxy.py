@@ -18,12 +18,14 @@ class Pipe:
 
     Attributes:
         subscribed: it has carried a SUBSCRIBE.
+        upgraded: it has asked for a WebSocket.
     """
 
     def __init__(self, near: asyncio.StreamWriter, far: asyncio.StreamWriter) -> None:
         self.near = near
         self.far = far
         self.subscribed = False
+        self.upgraded = False
 
     def cut(self) -> None:
         """End both sides at once."""
@@ -91,6 +93,8 @@ class Proxy:
                 continue
             if upwards and b"SUBSCRIBE" in data:
                 pipe.subscribed = True
+            if upwards and b"Upgrade: websocket" in data:
+                pipe.upgraded = True
             while self.frozen:
                 await asyncio.sleep(0.01)
             if not upwards and self.deaf and pipe.subscribed:
