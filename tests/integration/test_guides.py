@@ -148,6 +148,7 @@ def test_the_tutorial_reaches_one_worker_and_tocsin_all(service: Service, tmp_pa
     with served(folder, "before:app") as port:
         assert run(folder, "count.py", ADDRESS=f"ws://127.0.0.1:{port}/ws/{{number}}") == "24 of 24 heard it\n"
     with served(folder, "before:app", workers=2) as port:
+        heard = 0
         for _ in range(3):  # the kernel chooses the worker
             heard = int(run(folder, "count.py", ADDRESS=f"ws://127.0.0.1:{port}/ws/{{number}}").split()[0])
             if heard < 24:
