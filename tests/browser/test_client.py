@@ -222,3 +222,16 @@ async def test_readme_runs_in_a_page_as_it_stands(lively: Service, arrive: Arriv
     log = await asyncio.to_thread(lively.get, f"/api/v1/channels/{channel}:42/messages")
     assert await page.evaluate("[localStorage.last, done]") == [log.json()["position"], log.json()["messages"][0]["id"]]
     assert visitor.complaints == []
+
+
+async def test_the_first_page_of_the_project_shows_what_runs(lively: Service, arrive: Arrive, channel: str) -> None:
+    readme = (CLIENT.parents[1] / "README.md").read_text("utf-8")
+    (block,) = [
+        found for found in re.findall(r"^```js\n(.*?)^```", readme, re.MULTILINE | re.DOTALL) if "import" in found
+    ]
+    visitor = await arrive()
+    page = visitor.page
+    await page.goto(f"{lively.url}/livez")
+    async with page.expect_console_message(lambda line: "{text: hi}" in line.text):
+        await page.add_script_tag(content=block.replace("room:4", f"{channel}:4"), type="module")
+    assert visitor.complaints == []

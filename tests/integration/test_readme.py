@@ -86,11 +86,12 @@ def test_curl_answers_what_the_document_says(service: Service, name: str) -> Non
             assert without_chance(done.stdout) == without_chance(expected), shlex.join(arguments)
 
 
-def test_python_runs_as_it_stands(service: Service) -> None:
-    shown = blocks(on_stage((ROOT / "docs" / "protocol.md").read_text("utf-8"), service), "python")
+@pytest.mark.parametrize("name", ["README.md", "docs/protocol.md"])
+def test_python_runs_as_it_stands(service: Service, name: str) -> None:
+    shown = blocks(on_stage((ROOT / name).read_text("utf-8"), service), "python")
     assert shown
     for number, block in enumerate(shown, 1):
-        exec(compile(block, f"protocol.md, block {number}", "exec"), {})
+        exec(compile(block, f"{name}, block {number}", "exec"), {})
 
 
 def test_native_conversations_run_as_they_stand(service: Service) -> None:
@@ -125,11 +126,11 @@ def anonymous(frame: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_browser_code_is_that_of_the_page() -> None:
-    """Which a test of the page runs in a browser."""
+    """Which a test of the page runs in a browser; the block with the client runs in tests/browser/test_client.py."""
     page = (ROOT / "app" / "edge" / "page" / "try.js").read_text("utf-8")
     found = re.search(r"function tenLines\(.*?return `(.*?)`;\n}", page, re.DOTALL)
     assert found is not None
     expected = found[1].replace("${address}", "ws://127.0.0.1:8000/ws?channel=lobby").replace("${offer}", "")
-    (shown,) = blocks((ROOT / "README.md").read_text("utf-8"), "js")
+    shown = blocks((ROOT / "README.md").read_text("utf-8"), "js")[0]
     assert shown.strip() == expected
     assert len(expected.splitlines()) == 10
