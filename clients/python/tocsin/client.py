@@ -15,7 +15,9 @@ from tocsin.room import Room, Subscribing
 from tocsin.session import Session
 
 PATIENCE = 1.0
-"""Seconds for which a full queue stops the reading of the whole connection, before its channel is left instead."""
+"""Seconds for which a room may hold up the whole connection, beyond those for which it lets it flow, before its channel
+is left instead: a reader that moves, but too slowly, must not cost the other rooms more than one that stands still.
+"""
 GLANCE = 0.05
 """Seconds between two looks at a full queue."""
 
@@ -262,14 +264,15 @@ class Client:
         if room is None:
             return
         self._full = None
-        waited = 0.0
-        while not await room.drained(GLANCE):
-            waited += GLANCE
-            if waited >= PATIENCE or self.session.expecting:
+        glanced = False
+        while room.full:
+            if room.held >= PATIENCE or (glanced and self.session.expecting):
                 room.fall_behind()
                 self.session.lag(room.channel)
                 self._driver.act()
                 return
+            await room.hold(GLANCE)
+            glanced = True
 
     def _handle(self, effect: Effect) -> None:
         match effect:

@@ -30,6 +30,8 @@ class Room:
         self._queue: deque[Event] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
+        self._held = 0.0
+        self._held_until = 0.0
         self._behind = False
         self._ended = False
         self._error: TocsinError | None = None
@@ -152,14 +154,20 @@ class Room:
         self._queue.append(event)
         self._wake()
 
-    async def drained(self, seconds: float) -> bool:
-        """Wait so long for room in the queue; whether there is any."""
-        if not self.full:
-            return True
-        self._drained = asyncio.get_running_loop().create_future()
+    @property
+    def held(self) -> float:
+        """Seconds for which the connection was not read because of this room, less those for which it was since."""
+        return max(0.0, self._held - (asyncio.get_running_loop().time() - self._held_until))
+
+    async def hold(self, seconds: float) -> None:
+        """Wait so long, or until half of the queue is handed out."""
+        loop = asyncio.get_running_loop()
+        held, began = self.held, loop.time()
+        self._drained = loop.create_future()
         await asyncio.wait([self._drained], timeout=seconds)
         self._drained = None
-        return not self.full
+        self._held_until = loop.time()
+        self._held = held + self._held_until - began
 
     def opened(self, position: str | None) -> None:
         """The channel is live for the first time."""

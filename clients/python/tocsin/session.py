@@ -87,7 +87,11 @@ class Session:
     @property
     def expecting(self) -> bool:
         """Whether an answer is on its way, so that it would not do to stop reading."""
-        return self._outbox.expecting or self._renewal.ref is not None
+        return (
+            self._outbox.expecting
+            or self._renewal.ref is not None
+            or any(subscription.mode is Mode.ASKED for subscription in self._subscriptions.values())
+        )
 
     @property
     def deadline(self) -> float | None:

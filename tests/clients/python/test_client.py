@@ -177,6 +177,31 @@ async def test_a_slow_reader_costs_no_more_than_its_queue_and_loses_nothing(serv
         assert 25 <= longest <= 50
 
 
+@pytest.mark.parametrize(("queue", "at_once"), [(50, 1), (50, 50)])
+async def test_a_reader_that_moves_too_slowly_holds_up_nobody_else(service: Service, queue: int, at_once: int) -> None:
+    channel, other = somewhere(), somewhere()
+    async with tocsin.connect(url(service)) as client:
+        room, beside = await client.subscribe(channel, queue=queue), await client.subscribe(other)
+        numbers: list[int] = []
+
+        async def read_slowly() -> None:
+            while heard := await take(room, at_once):
+                numbers.extend(number for number, _ in data_of(heard))
+                await asyncio.sleep(0.02 * at_once)
+
+        async with asyncio.TaskGroup() as group:
+            reading = group.create_task(read_slowly())
+            await burst(service, channel, 600)
+            await asyncio.to_thread(service.post, other, {"data": "beside"})
+            assert await asyncio.wait_for(take(beside, 1), 5)
+            async with asyncio.timeout(5):
+                await client.subscribe(somewhere())
+                while len(numbers) < 75:
+                    await asyncio.sleep(0.01)
+            reading.cancel()
+        assert numbers == list(range(len(numbers)))
+
+
 async def test_who_publishes_while_reading_waits_for_no_answer_behind_the_queue(service: Service) -> None:
     channel, answers = somewhere(), somewhere()
     async with tocsin.connect(url(service), queue=20) as client, client.subscribe(channel) as room:

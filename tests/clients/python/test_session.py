@@ -377,6 +377,14 @@ def test_a_subscribe_that_may_be_tried_again_is(player: Player, code: str) -> No
     assert player.opened == [ROOM]
 
 
+def test_the_answer_to_a_subscribe_is_waited_for_as_any_other(player: Player) -> None:
+    player.session.subscribe(ROOM)
+    player.act()
+    assert player.session.expecting
+    player.carry()
+    assert not player.session.expecting
+
+
 def test_a_subscribe_that_is_refused_ends(player: Player) -> None:
     player.session.subscribe(ROOM)
     player.act()
