@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 
 from tocsin.driver import LOG, Driver, Target
 from tocsin.effects import Changed, Deliver, Effect, Ended, Opened, Settle
-from tocsin.errors import Closed, PublishTimeout, TocsinError
+from tocsin.errors import Closed, OutboxFull, PublishTimeout, TocsinError
 from tocsin.events import Ack, Attendance, Change, Members, Page, State
 from tocsin.room import Room, Subscribing
 from tocsin.session import Session
@@ -42,7 +42,9 @@ class Client:
         self._opening: dict[str, asyncio.Future[None]] = {}
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._slots: list[asyncio.Future[None]] = []
+        self._turn = asyncio.Lock()
+        self._in_line = 0
+        self._vacancy: asyncio.Future[None] | None = None
         self._full: Room | None = None
 
     # What is known
@@ -122,11 +124,12 @@ class Client:
             TocsinError: refused.
             TypeError, ValueError: `data` is no JSON.
         """
-        if self.session.full and wait:
-            began = self._driver.now()
-            await self._slot(timeout)
-            timeout = None if timeout is None else max(0.0, timeout - (self._driver.now() - began))
-        ref = self.session.publish(channel, data, self._driver.now(), key=key, ephemeral=ephemeral, timeout=timeout)
+        message = self.session.draft(channel, data, key=key, ephemeral=ephemeral)
+        if self.session.full or self._in_line:
+            if not wait:
+                raise OutboxFull("too much waits for its answer already")
+            timeout = await self._stand_in_line(timeout)
+        ref = self.session.publish(message, self._driver.now(), timeout=timeout)
         return await self._answer(ref, Ack)
 
     async def history(
@@ -234,27 +237,30 @@ class Client:
         finally:
             self._answers.pop(ref, None)
             self.session.withdraw(ref)
-            self._free_slots()
+            self._announce_vacancy()
         assert isinstance(outcome, kind), "the answer of another command"
         return outcome
 
-    async def _slot(self, timeout: float | None) -> None:
-        """Wait for room in the outbox, in the order of the calls."""
+    async def _stand_in_line(self, timeout: float | None) -> float | None:
+        """Wait for room in the outbox, in the order of the calls: who has the turn watches the outbox, and whatever
+        becomes of that one, the next one looks for itself. Returns what is left of the time.
+        """
+        began = self._driver.now()
+        self._in_line += 1
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(timeout), self._turn:
                 while self.session.full:
-                    slot = asyncio.get_running_loop().create_future()
-                    self._slots.append(slot)
-                    await slot
+                    self._vacancy = asyncio.get_running_loop().create_future()
+                    await self._vacancy
         except TimeoutError:
             raise PublishTimeout("no room in the outbox in time: it was not published", sent=False) from None
+        finally:
+            self._in_line -= 1
+        return None if timeout is None else max(0.0, timeout - (self._driver.now() - began))
 
-    def _free_slots(self) -> None:
-        while self._slots and not self.session.full:
-            slot = self._slots.pop(0)
-            if not slot.done():
-                slot.set_result(None)
-                return
+    def _announce_vacancy(self) -> None:
+        if self._vacancy is not None and not self._vacancy.done() and not self.session.full:
+            self._vacancy.set_result(None)
 
     async def _pace(self) -> None:
         """Back-pressure: read on when the room that is full has room. If that takes long, or an answer is awaited,
@@ -312,10 +318,7 @@ class Client:
             elif change.state is State.STOPPED:
                 self._first.set_exception(change.error or Closed("the client is closed"))
         if change.state is State.STOPPED:
-            for slot in self._slots:
-                if not slot.done():
-                    slot.set_exception(change.error or Closed("the client is closed"))
-            self._slots.clear()
+            self._announce_vacancy()
         if self._on_state is not None:
             try:
                 self._on_state(change)

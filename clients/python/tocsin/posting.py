@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tocsin import errors, frames
-from tocsin.errors import TRANSIENT, BadRequest, PublishTimeout, TocsinError, Unauthorized
+from tocsin.draft import draft
+from tocsin.errors import TRANSIENT, PublishTimeout, TocsinError, Unauthorized
 from tocsin.events import Ack
 from tocsin.line import Backoff, read_refusal
 from tocsin.outbox import KEY_SHARE
@@ -131,15 +132,9 @@ def deliver(posts: Iterable[Post], terms: Terms) -> Steps:
 
 
 def _item(post: Post, chance: random.Random) -> _Item:
-    body, _ = frames.body(post.data)
-    given: dict[str, Any] = {"channel": frames.check_channel(post.channel)}
-    if not post.ephemeral:
-        given["key"] = f"{chance.getrandbits(128):032x}" if post.key is None else frames.check_key(post.key)
-    elif post.key is not None:
-        raise BadRequest("an ephemeral message has no key: it is not stored")
-    else:
-        given["ephemeral"] = True
-    return _Item(f"{json.dumps(given)[:-1]},{body}}}", repeatable=not post.ephemeral)
+    made = draft(post.channel, post.data, post.key, chance, ephemeral=post.ephemeral)
+    given = {"channel": made.channel} | ({"ephemeral": True} if made.key is None else {"key": made.key})
+    return _Item(f"{json.dumps(given)[:-1]},{made.body}}}", repeatable=not post.ephemeral)
 
 
 def _batches(items: Sequence[_Item]) -> Iterator[list[_Item]]:

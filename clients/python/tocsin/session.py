@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any, assert_never
 
 from tocsin import frames
+from tocsin.draft import Draft, draft
 from tocsin.effects import Deliver, Drop, Effect, Ended, Opened, Renew, Send, Settle
 from tocsin.errors import (
     TRANSIENT,
     AlreadySubscribed,
-    BadRequest,
     Closed,
     Forbidden,
     OutboxFull,
@@ -160,36 +160,28 @@ class Session:
             if self.state is State.OPEN:
                 self._ask(subscription)
 
-    def publish(
-        self,
-        channel: str,
-        data: Any,
-        now: float,
-        *,
-        key: str | None = None,
-        ephemeral: bool = False,
-        timeout: float | None = None,
-    ) -> int:
-        """Publish, over this connection or a later one. Returns the ref with which `Settle` follows.
+    def draft(self, channel: str, data: Any, *, key: str | None = None, ephemeral: bool = False) -> Draft:
+        """A message for `publish`.
 
         Raises:
             TypeError, ValueError: `data` is no JSON.
             BadChannel, BadRequest: the name, the key.
+        """
+        return draft(channel, data, key, self._chance, ephemeral=ephemeral)
+
+    def publish(self, message: Draft, now: float, *, timeout: float | None = None) -> int:
+        """Publish, over this connection or a later one. Returns the ref with which `Settle` follows.
+
+        Raises:
             OutboxFull: too much waits already.
             Unavailable: an ephemeral message, and there is no connection.
         """
         self._require_going()
-        frames.check_channel(channel)
-        if ephemeral and self.state is not State.OPEN:
+        if message.key is None and self.state is not State.OPEN:
             raise Unavailable("there is no connection, and an ephemeral message is not kept")
-        if ephemeral and key is not None:
-            raise BadRequest("an ephemeral message has no key: it is not stored")
-        if not ephemeral:
-            key = f"{self._chance.getrandbits(128):032x}" if key is None else frames.check_key(key)
-        body, size = frames.body(data)
         ref = self._next_ref()
-        text = frames.publish(channel, ref, body, key=key, ephemeral=ephemeral)
-        self._enter(Entry(ref, text, size, publish=True, keyed=not ephemeral), timeout, now)
+        text = frames.publish(message.channel, ref, message.body, key=message.key, ephemeral=message.key is None)
+        self._enter(Entry(ref, text, message.size, publish=True, keyed=message.key is not None), timeout, now)
         return ref
 
     def ask_history(

@@ -141,6 +141,45 @@ async def test_a_full_outbox_waits_or_says_so(service: Service) -> None:
         assert data_of(await take(room, 6)) == list(range(6))
 
 
+async def test_a_full_outbox_is_entered_in_the_order_of_the_calls(service: Service) -> None:
+    async with tocsin.connect(url(service), outbox=1) as client, client.subscribe(somewhere()) as room:
+
+        async def publish_again_and_again(name: str) -> None:
+            for _ in range(5):
+                await room.publish(name)
+
+        await asyncio.gather(*map(publish_again_and_again, "abc"))
+        assert data_of(await take(room, 15)) == list("abc" * 5)
+
+
+@pytest.mark.parametrize("fault", ["no JSON", "cancelled as its turn comes"])
+async def test_who_gives_up_its_turn_does_not_keep_it_from_the_next(
+    service: Service, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with tocsin.connect(url(service), outbox=1) as client:
+        tasks = [asyncio.create_task(client.publish(somewhere(), 1))]
+        await asyncio.sleep(0)
+        tasks.append(asyncio.create_task(client.publish(somewhere(), object() if fault == "no JSON" else 2)))
+        await asyncio.sleep(0)
+        tasks.append(asyncio.create_task(client.publish(somewhere(), 3)))
+        if fault == "no JSON":
+            await asyncio.wait([tasks[1]], timeout=5)
+            assert not tasks[0].done(), "said at once, not when there is room"
+        else:
+            withdraw = client.session.withdraw
+            loop = asyncio.get_running_loop()
+
+            def and_cancel(ref: int) -> None:
+                withdraw(ref)
+                loop.call_soon(tasks[1].cancel)
+
+            monkeypatch.setattr(client.session, "withdraw", and_cancel)
+        assert await asyncio.wait_for(tasks[2], 5)
+        kinds = (TypeError, asyncio.CancelledError)
+        assert isinstance((await asyncio.gather(tasks[1], return_exceptions=True))[0], kinds)
+        await tasks[0]
+
+
 async def test_a_publish_that_is_cancelled_leaves_the_outbox(service: Service) -> None:
     async with through_proxy(service, outbox=1) as (proxy, client):
         proxy.frozen = True

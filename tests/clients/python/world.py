@@ -344,9 +344,9 @@ class Player:
         self.act()
         self.carry()
 
-    def publish(self, data: Any, **options: Any) -> int:
+    def publish(self, data: Any, *, timeout: float | None = None, **options: Any) -> int:
         """Publish; returns the ref."""
-        ref = self.session.publish(ROOM, data, self.now, **options)
+        ref = self.session.publish(self.session.draft(ROOM, data, **options), self.now, timeout=timeout)
         self.act()
         return ref
 
