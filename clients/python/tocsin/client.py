@@ -302,7 +302,9 @@ class Client:
                 if not opened.done():
                     opened.set_result(None)
             case Ended(channel, error):
-                self._rooms.pop(channel).end(error)
+                room_left = self._rooms.pop(channel, None)
+                if room_left is not None:
+                    room_left.end(error)
                 opening = self._opening.pop(channel, None)
                 if opening is not None and not opening.done():
                     opening.set_exception(error or Closed("left before the channel was open"))

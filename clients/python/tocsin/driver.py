@@ -11,7 +11,6 @@ import inspect
 import json
 import logging
 import ssl
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -137,7 +136,7 @@ class Driver:
         target: Target,
         handle: Callable[[Effect], None],
         pace: Callable[[], Awaitable[None]] | None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float],
     ) -> None:
         self._machine = machine
         self._target = target
@@ -146,6 +145,7 @@ class Driver:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._attempt: asyncio.Task[None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._socket: ClientConnection | None = None
         self._outgoing: deque[str | bytes] = deque()
@@ -204,11 +204,12 @@ class Driver:
                 self._more.set()
             case Connect():
                 self._outgoing.clear()
+                self._stop_renewing()  # the connection asks for a token of its own
                 self._attempt = self._start(self._run())
             case Drop(code):
                 self._drop(code)
             case Renew():
-                self._start(self._renew())
+                self._renewing = self._start(self._renew())
             case _:
                 assert_never(effect)
 
@@ -218,7 +219,13 @@ class Driver:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def _stop_renewing(self) -> None:
+        if self._renewing is not None:
+            self._renewing.cancel()
+            self._renewing = None
+
     def _drop(self, code: int | None) -> None:
+        self._stop_renewing()
         attempt, self._attempt = self._attempt, None
         socket, self._socket = self._socket, None
         if socket is not None and code is None:
@@ -265,6 +272,7 @@ class Driver:
             return lambda: machine.failed(reason, clock())
         try:
             if socket.subprotocol != self._target.subprotocol:
+                socket.transport.abort()
                 return lambda: machine.stop(Stopped(f"the service does not speak {self._target.subprotocol}"))
             self._socket = socket
             writer = self._start(self._write(socket))
@@ -304,10 +312,14 @@ class Driver:
     async def _renew(self) -> None:
         try:
             token = await self._target.make_token()
+        except Unauthorized as error:
+            self._renewing = None
+            self._machine.stop(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the service closes when the old token has ended
             LOG.warning("no new token: %r", error)
-            token = None
-        self._machine.renewed(token, self._clock())
+            self._machine.renewed(None, self._clock())
+        else:
+            self._machine.renewed(token, self._clock())
         self.act()
 
 

@@ -193,7 +193,7 @@ class Timeout(TocsinError, TimeoutError):
 
 
 class PublishTimeout(Timeout):
-    """No acknowledgement came in time.
+    """No acknowledgement came in time, or a message that may have been published could not be asked for again.
 
     Attributes:
         sent: whether the message had been sent at least once: then its outcome is unknown; else it was not published.
@@ -204,6 +204,15 @@ class PublishTimeout(Timeout):
     def __init__(self, message: str, *, sent: bool) -> None:
         super().__init__(message)
         self.sent = sent
+
+
+def in_doubt(refusal: TocsinError) -> PublishTimeout:
+    """The outcome of a message that may have been published by an earlier try, and whose repetition was refused for a
+    reason that says nothing of the message: it is the cause of this error.
+    """
+    error = PublishTimeout(f"whether it was published is not known; its repetition: {refusal.message}", sent=True)
+    error.__cause__ = refusal
+    return error
 
 
 _BY_CODE: dict[str, type[TocsinError]] = {
@@ -230,6 +239,8 @@ _BY_CODE: dict[str, type[TocsinError]] = {
 }
 TRANSIENT = frozenset({"rate_limited", "unavailable", "draining", "internal"})
 """Codes after which the same may be tried again."""
+OF_THE_SENDER = (Unauthorized, Forbidden)
+"""Refusals that say nothing of what was sent: who sent it may be allowed less than before."""
 
 
 def from_wire(given: Mapping[str, Any]) -> TocsinError:

@@ -228,7 +228,9 @@ def command(kind: str, ref: Ref, **fields: Any) -> str:
         TypeError, ValueError: a field is no JSON.
     """
     given = {name: value for name, value in fields.items() if value is not None}
-    return _encode({"type": kind, **({} if ref is None else {"ref": ref}), **given})
+    text = _encode({"type": kind, **({} if ref is None else {"ref": ref}), **given})
+    text.encode()  # halves of surrogate pairs cannot be sent
+    return text
 
 
 def subscribe(

@@ -93,6 +93,7 @@ class Line:
         self._failures = 0
         self._opened_at: float | None = None
         self._renewed = False
+        self._hurried = False
         self._announced: float | None = None
 
     def connect(self, now: float) -> list[Effect]:
@@ -119,7 +120,7 @@ class Line:
         if code in _STOPS or 4400 <= code <= 4499:
             return self.stop(Forbidden(words) if code == FORBIDDEN else Stopped(words, close_code=code))
         if code == GAP:
-            return self._wait(0.0, words, now)
+            return self._wait(self._soon(), words, now)
         if code == ABUSE:
             return self._wait(ABUSE_SECONDS + self._delay(), words, now)
         if self._announced is not None:
@@ -163,18 +164,25 @@ class Line:
     def _rest(self, now: float) -> None:
         if self._opened_at is not None and now - self._opened_at >= self._backoff.healthy:
             self._failures = 0
-            self._renewed = False
+            self._renewed = self._hurried = False
         self._opened_at = None
 
     def _delay(self) -> float:
         self._failures += 1
         return self._backoff.delay(self._failures - 1, self._chance)
 
+    def _soon(self) -> float:
+        """At once, but until a connection was healthy only the first time."""
+        if self._hurried:
+            return self._delay()
+        self._hurried = True
+        return 0.0
+
     def _renew(self, error: TocsinError, now: float) -> list[Effect]:
         if self._renewed or not self._renewable:
             return self.stop(error)
         self._renewed = True
-        return self._wait(0.0, f"{error.message}: asking for a new token", now)
+        return self._wait(self._soon(), f"{error.message}: asking for a new token", now)
 
     def _wait(self, delay: float, reason: str, now: float) -> list[Effect]:
         self._announced = None

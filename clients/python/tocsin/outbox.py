@@ -12,7 +12,16 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tocsin.errors import TRANSIENT, PublishTimeout, RateLimited, Timeout, TocsinError, TooLarge
+from tocsin.errors import (
+    OF_THE_SENDER,
+    TRANSIENT,
+    PublishTimeout,
+    RateLimited,
+    Timeout,
+    TocsinError,
+    TooLarge,
+    in_doubt,
+)
 from tocsin.line import Backoff
 
 KEY_SHARE = 0.8
@@ -35,6 +44,7 @@ class Entry:
         keyed: whether it may be repeated; an ephemeral publish may not.
         deadline: when its caller stops to wait.
         gives_up: when its key must not be used any more; None while it was never sent.
+        doubtful: whether an earlier try may have taken effect.
     """
 
     ref: int
@@ -45,6 +55,7 @@ class Entry:
     deadline: float | None = None
     gives_up: float | None = None
     sent: bool = False
+    doubtful: bool = False
     failures: int = 0
 
     def overdue(self, now: float) -> bool:
@@ -117,7 +128,7 @@ class Outbox:
         return entries
 
     def flush(self, now: float) -> Iterator[str | tuple[int, TocsinError]]:
-        """The frames that may be sent now, and what need not be sent since it would be refused."""
+        """The frames that may be sent now, and what need not be sent, since it is too late or would be refused."""
         if now < self._hold:
             return
         self._hold = 0.0
@@ -125,6 +136,10 @@ class Outbox:
         while self._waiting and len(self._wire) < window:
             entry = self._entries.get(heapq.heappop(self._waiting))
             if entry is None:
+                continue
+            if entry.overdue(now):  # the machine has slept
+                self.remove(entry.ref)
+                yield entry.ref, entry.timeout()
                 continue
             if self.max_data is not None and entry.size > self.max_data:
                 self.remove(entry.ref)
@@ -137,14 +152,15 @@ class Outbox:
             self._wire.add(entry.ref)
             yield entry.text
 
-    def refused(self, ref: int, error: TocsinError, now: float) -> bool:
-        """Whether this is the end of a command, which is then forgotten; otherwise it is sent again after a while."""
+    def refused(self, ref: int, error: TocsinError, now: float) -> TocsinError | None:
+        """The end of a command, which is then forgotten; or None: it is sent again after a while."""
         entry = self._entries.get(ref)
         if entry is None:
-            return False
+            return None
         if error.code not in TRANSIENT or not entry.keyed:
             self.remove(ref)
-            return True
+            in_question = entry.publish and entry.doubtful and isinstance(error, OF_THE_SENDER)
+            return in_doubt(error) if in_question else error
         self._wire.discard(ref)
         heapq.heappush(self._waiting, ref)
         if isinstance(error, RateLimited):
@@ -153,18 +169,19 @@ class Outbox:
         else:
             wait = (error.retry_after or 0.0) + self._backoff.delay(entry.failures, self._chance)
             entry.failures += 1
+            entry.doubtful = True
         self._hold = max(self._hold, now + wait)
-        return False
+        return None
 
     def lost(self) -> list[tuple[int, TocsinError]]:
         """The connection is gone: what was on the wire goes out again, but for what may not be repeated."""
         ended: list[tuple[int, TocsinError]] = []
-        for ref in sorted(self._wire):
-            entry = self._entries[ref]
-            if entry.keyed:
-                heapq.heappush(self._waiting, ref)
-            else:
+        for ref, entry in self._entries.items():
+            if not entry.keyed:  # sent or not: it was for the moment
                 ended.append((ref, entry.timeout()))
+            elif ref in self._wire:
+                entry.doubtful = True
+                heapq.heappush(self._waiting, ref)
         self._wire.clear()
         for ref, _ in ended:
             self.remove(ref)

@@ -14,7 +14,7 @@ from typing import Any
 
 from tocsin import errors, frames
 from tocsin.draft import draft
-from tocsin.errors import TRANSIENT, PublishTimeout, TocsinError, Unauthorized
+from tocsin.errors import OF_THE_SENDER, TRANSIENT, PublishTimeout, TocsinError, Unauthorized
 from tocsin.events import Ack
 from tocsin.line import Backoff, read_refusal
 from tocsin.outbox import KEY_SHARE
@@ -123,11 +123,23 @@ def deliver(posts: Iterable[Post], terms: Terms) -> Steps:
     Raises:
         TypeError, ValueError: `data` is no JSON.
         BadChannel, BadRequest: a name, a key.
-        TocsinError: the service refuses all of it (a token that is not good, for instance).
+        TocsinError: the service refuses what comes first (a token that is not good, for instance), so that nothing can
+            have been published. Later the same is the outcome of each message that it concerns.
     """
     items = [_item(post, terms.chance) for post in posts]
+    until = terms.clock() + terms.timeout
     for batch in _batches(items):
-        yield from _deliver(batch, terms)
+        try:
+            yield from _deliver(batch, until, terms)
+        except TocsinError as error:
+            if not any(item.sent or item.outcome is not None for item in items):
+                raise
+            of_all = isinstance(error, OF_THE_SENDER)
+            for item in items if of_all else batch:
+                if item.outcome is None:
+                    item.outcome = _refusal(item, error)
+            if of_all:
+                break
     return [item.outcome for item in items if item.outcome is not None]
 
 
@@ -150,9 +162,9 @@ def _batches(items: Sequence[_Item]) -> Iterator[list[_Item]]:
         yield batch
 
 
-def _deliver(batch: list[_Item], terms: Terms) -> Generator[Request | Pause, Reply | Fault | None, None]:
+def _deliver(batch: list[_Item], until: float, terms: Terms) -> Generator[Request | Pause, Reply | Fault | None, None]:
     """One request, repeated with what is left of it."""
-    until = terms.clock() + min(terms.timeout, KEY_SHARE * terms.key_seconds)
+    until = min(until, terms.clock() + KEY_SHARE * terms.key_seconds)
     failures = 0
     reason = "too slow"
     renew, renewed = False, False
@@ -203,10 +215,14 @@ def _read(answer: Reply | Fault | None, items: list[_Item]) -> tuple[float, str]
             if error.code in TRANSIENT:
                 wait, reason = max(wait, _transient(error, [item])), error.message
             else:
-                item.outcome = error
+                item.outcome = _refusal(item, error)
         else:
             item.outcome = frames.ack(result)
     return wait, reason
+
+
+def _refusal(item: _Item, error: TocsinError) -> TocsinError:
+    return errors.in_doubt(error) if item.sent and isinstance(error, OF_THE_SENDER) else error
 
 
 def _transient(error: TocsinError, items: list[_Item]) -> float:

@@ -10,6 +10,9 @@ from tocsin.line import Backoff
 EARLY = 60.0
 """Seconds before a token's end at which the next one is asked for, but at most a fifth of its life."""
 
+AGAIN = 10.0
+"""Seconds at least from one renewal to the next."""
+
 
 class Renewal:
     """The token of one connection after another.
@@ -31,12 +34,16 @@ class Renewal:
         self._failures = 0
 
     def expect_end(self, expires_at: float | None, now: float) -> None:
-        """The service has said when the token in use ends (seconds since 1970)."""
+        """The service has said when the token in use ends (seconds since 1970). One that is fresh and seems to have
+        ended, or to end at once, tells that our clock is ahead: then the service's 4401 is waited for, or a while.
+        """
+        again = self.ref is not None
         self.at = self.ref = None
         self._failures = 0
         if expires_at is not None and self._wall is not None:
             left = expires_at - self._wall()
-            self.at = now + max(1.0, left - min(EARLY, left / 5))
+            if left > 0:
+                self.at = now + max(AGAIN if again else 1.0, left - min(EARLY, left / 5))
 
     def due(self, now: float) -> bool:
         """Whether to ask for a token now; said once."""

@@ -6,6 +6,7 @@ that only goes forward), performs `effects()` after each, and calls `tick` when 
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 from typing import Any, assert_never
@@ -127,12 +128,15 @@ class Session:
         """Hear a channel, from now on over all connections. `Opened` or `Ended` follows.
 
         Raises:
+            TypeError, ValueError: `since` or `presence` is no JSON.
             BadChannel: the name.
             AlreadySubscribed: it is heard.
         """
         self._require_going()
         if frames.check_channel(channel) in self._subscriptions:
             raise AlreadySubscribed(f"this client hears {channel} already")
+        presence = copy.deepcopy(presence)  # it is sent again and again: whoever gave it must not change it
+        frames.subscribe(channel, None, since=since, history=history, presence=presence)
         subscription = Subscription(channel, since=since, history=history, presence=presence)
         self._subscriptions[channel] = subscription
         if self.state is State.OPEN:
@@ -338,13 +342,16 @@ class Session:
         if ref == self._renewal.ref:
             if error.code in TRANSIENT:
                 self._renewal.later(error.retry_after, now)
-            return  # otherwise the service closes with 4401 when the old token ends
+            else:  # the service closes with 4401 when the old token ends
+                self._renewal.ref = None
+            return
         for subscription in self._subscriptions.values():
             if subscription.ref == ref:
                 self._on_not_subscribed(subscription, error, now)
                 return
-        if self._outbox.refused(ref, error, now):
-            self._effects.append(Settle(ref, error))
+        outcome = self._outbox.refused(ref, error, now)
+        if outcome is not None:
+            self._effects.append(Settle(ref, outcome))
         self._flush(now)
 
     def _on_not_subscribed(self, subscription: Subscription, error: TocsinError, now: float) -> None:

@@ -377,6 +377,30 @@ def test_a_subscribe_that_may_be_tried_again_is(player: Player, code: str) -> No
     assert player.opened == [ROOM]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"presence": {"info": {"since": object()}}}, {"presence": {"info": {"name": "\ud800"}}}, {"since": "\ud800"}],
+)
+def test_what_cannot_be_asked_for_leaves_nothing_behind(player: Player, options: dict[str, Any]) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        player.session.subscribe(ROOM, **options)
+    player.join()
+    player.cut()
+    player.open()
+    assert types(player) == ["subscribe", "subscribe"]
+    with pytest.raises(ValueError, match="surrogates"):
+        player.session.ask_history(ROOM, player.now, since="\ud800")
+
+
+def test_what_is_told_of_a_member_is_what_was_given(player: Player) -> None:
+    info: dict[str, Any] = {"name": "Ada"}
+    player.join(presence={"info": info})
+    info["name"] = object()
+    player.cut()
+    player.open()
+    assert player.sent[-1]["presence"] == {"info": {"name": "Ada"}}
+
+
 def test_the_answer_to_a_subscribe_is_waited_for_as_any_other(player: Player) -> None:
     player.session.subscribe(ROOM)
     player.act()
