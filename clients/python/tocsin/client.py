@@ -90,9 +90,14 @@ class Client:
             queue: events that may wait to be iterated over; without it that of `connect`.
 
         Raises:
+            ValueError: a queue for less than 1; on entering, `since` or `presence` that is no JSON (also TypeError).
+            AlreadySubscribed: on entering: a client hears a channel once.
             TocsinError: on entering, if the service refuses it.
         """
-        return Subscribing(lambda: self._enter(channel, since, history, presence, queue or self._queue))
+        limit = self._queue if queue is None else queue
+        if limit < 1:
+            raise ValueError("queue holds at least 1")
+        return Subscribing(lambda: self._enter(channel, since, history, presence, limit))
 
     async def publish(
         self,
@@ -218,6 +223,11 @@ class Client:
             self.leave(room)
             raise
         return room
+
+    @property
+    def trouble(self) -> str:
+        """Why there was no connection when there was none last."""
+        return self._driver.trouble
 
     async def start(self) -> None:
         """Connect, and wait for the first `open`."""

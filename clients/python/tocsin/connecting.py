@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Callable, Generator, Mapping
 from types import TracebackType
@@ -12,6 +13,7 @@ from tocsin import frames
 from tocsin.chances import Chances
 from tocsin.client import Client
 from tocsin.driver import Target, Token
+from tocsin.errors import Stopped, Timeout
 from tocsin.events import Change
 from tocsin.line import Backoff
 from tocsin.plain import PING_SECONDS, Plain, PlainClient
@@ -21,6 +23,10 @@ from tocsin.session import Session
 
 class Startable(Protocol):
     """What can be made and then started."""
+
+    @property
+    def trouble(self) -> str:
+        """Why there was no connection when there was none last."""
 
     async def start(self) -> None:
         """Connect, and wait for the first `open`."""
@@ -35,8 +41,9 @@ Kind = TypeVar("Kind", bound=Startable)
 class Connecting(Generic[Kind]):
     """What `connect` returns: await it, or enter it with `async with`, for the client, which is open then."""
 
-    def __init__(self, make: Callable[[], Kind]) -> None:
+    def __init__(self, make: Callable[[], Kind], timeout: float | None) -> None:
         self._make = make
+        self._timeout = timeout
         self._client: Kind | None = None
 
     def __await__(self) -> Generator[Any, None, Kind]:
@@ -44,7 +51,15 @@ class Connecting(Generic[Kind]):
 
     async def _start(self) -> Kind:
         client = self._make()
-        await client.start()
+        try:
+            async with asyncio.timeout(self._timeout) as limit:
+                await client.start()
+        except TimeoutError:
+            if limit.expired():
+                raise Timeout(f"no connection within {self._timeout} s: {client.trouble}") from None
+            raise
+        except Stopped as error:
+            raise error.__cause__ or error from None  # what the maker of tokens has raised is its caller's own
         return client
 
     async def __aenter__(self) -> Kind:
@@ -70,6 +85,7 @@ def connect(
     on_state: Callable[[Change], None] | None = None,
     headers: Mapping[str, str] | None = None,
     tls: ssl.SSLContext | None = None,
+    timeout: float | None = None,
     backoff: Backoff | None = None,
     chances: Chances | None = None,
 ) -> Connecting[Client]: ...
@@ -87,6 +103,7 @@ def connect(
     on_state: Callable[[Change], None] | None = None,
     headers: Mapping[str, str] | None = None,
     tls: ssl.SSLContext | None = None,
+    timeout: float | None = None,
     backoff: Backoff | None = None,
     chances: Chances | None = None,
 ) -> Connecting[PlainClient]: ...
@@ -103,13 +120,14 @@ def connect(
     on_state: Callable[[Change], None] | None = None,
     headers: Mapping[str, str] | None = None,
     tls: ssl.SSLContext | None = None,
+    timeout: float | None = None,
     backoff: Backoff | None = None,
     chances: Chances | None = None,
 ) -> Connecting[Client] | Connecting[PlainClient]:
     """Connect to a service, and stay connected: `async with tocsin.connect(url) as client`, or `await` it.
 
-    Entering waits for the first connection, however long that takes (`asyncio.timeout` bounds it), and raises when
-    coming back would not help.
+    Entering waits for the first connection, and raises when coming back would not help: `Timeout` after `timeout`, what
+    `token` has raised, or the service's refusal. Each failed try is a warning of the logger `tocsin`.
 
     Args:
         url: `ws://host/ws` or `wss://host/ws`; plain with the query `?channel=...`.
@@ -122,14 +140,17 @@ def connect(
         on_state: called with each change of the connection's state; must return at once.
         headers: sent with each upgrade.
         tls: for `wss://`; without it the machine's default.
+        timeout: seconds for the first connection; None: as long as it takes.
         backoff: how long to wait between connections.
         chances: clocks and randomness.
 
     Raises:
-        ValueError: the URL.
+        ValueError: the URL, or a queue or an outbox for less than 1.
     """
     if urlsplit(url).scheme not in {"ws", "wss"} or not urlsplit(url).hostname:
         raise ValueError(f"not a WebSocket URL: {url}")
+    if min(queue, outbox) < 1:
+        raise ValueError("queue and outbox hold at least 1")
     given = chances or Chances()
     pauses, renewable = backoff or Backoff(), callable(token)
     options: dict[str, Any] = {"token": token, "api_key": api_key, "headers": dict(headers or {}), "tls": tls}
@@ -144,4 +165,4 @@ def connect(
         target = Target(lambda: machine.url, PLAIN, ping=PING_SECONDS, **options)
         return PlainClient(machine, target, queue=queue, on_state=on_state, clock=given.clock)
 
-    return Connecting(make_plain) if plain else Connecting(make_client)
+    return Connecting(make_plain, timeout) if plain else Connecting(make_client, timeout)

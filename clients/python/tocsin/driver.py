@@ -22,6 +22,7 @@ from websockets.typing import Subprotocol
 
 from tocsin.effects import Changed, Connect, Deliver, Drop, Effect, Ended, Opened, Renew, Send, Settle
 from tocsin.errors import Stopped, TocsinError, Unauthorized
+from tocsin.events import State
 from tocsin.line import Refusal, read_refusal
 
 LOG = logging.getLogger("tocsin")
@@ -95,10 +96,9 @@ class Target:
         made = self.token() if callable(self.token) else self.token
         return await made if inspect.isawaitable(made) else made
 
-    async def connect(self) -> ClientConnection:
+    async def connect(self, token: str | None) -> ClientConnection:
         """One WebSocket."""
         headers = dict(self.headers)
-        token = await self.make_token()
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
         if self.api_key is not None:
@@ -128,6 +128,9 @@ class Driver:
         handle: takes the effects that are for the user.
         pace: awaited after each message: it returns when more may be read.
         clock: seconds that only go forward.
+
+    Attributes:
+        trouble: why there was no connection when there was none last.
     """
 
     def __init__(
@@ -152,6 +155,8 @@ class Driver:
         self._more = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._opened = False
+        self.trouble = "there was no answer"
 
     @property
     def socket(self) -> ClientConnection | None:
@@ -197,7 +202,13 @@ class Driver:
 
     def _perform(self, effect: Effect) -> None:
         match effect:
-            case Deliver() | Settle() | Opened() | Ended() | Changed():
+            case Deliver() | Settle() | Opened() | Ended():
+                self._handle(effect)
+            case Changed(change):
+                if change.state is State.WAITING:
+                    self.trouble = change.reason
+                    LOG.warning("no connection: %s; next try in %.1f s", change.reason, change.delay or 0.0)
+                self._opened = self._opened or change.state is State.OPEN
                 self._handle(effect)
             case Send(data):
                 self._outgoing.append(data)
@@ -260,13 +271,21 @@ class Driver:
     async def _connect_and_read(self) -> Callable[[], None]:
         machine, clock = self._machine, self._clock
         try:
-            socket = await self._target.connect()
+            token = await self._target.make_token()
+        except Unauthorized as error:  # there will be none
+            refused = error
+            return lambda: machine.stop(refused)
+        except Exception as error:
+            if self._opened:
+                raise
+            fault = Stopped(f"no token: {type(error).__name__}: {error}")
+            fault.__cause__ = error
+            return lambda: machine.stop(fault)
+        try:
+            socket = await self._target.connect(token)
         except websockets.InvalidStatus as error:
             refusal = _refusal(error)
             return lambda: machine.refused(refusal, clock())
-        except Unauthorized as error:  # by the token's maker: there will be none
-            refused = error
-            return lambda: machine.stop(refused)
         except (OSError, websockets.WebSocketException) as error:
             reason = f"{type(error).__name__}: {error}"
             return lambda: machine.failed(reason, clock())

@@ -138,6 +138,11 @@ class PlainClient:
         """`connecting`, `open`, `waiting` (to come back) or `stopped` (for good)."""
         return self._machine.state
 
+    @property
+    def trouble(self) -> str:
+        """Why there was no connection when there was none last."""
+        return self._driver.trouble
+
     async def start(self) -> None:
         """Connect, and wait for the first `open`."""
         self._machine.start(self._driver.now())

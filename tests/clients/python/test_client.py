@@ -6,6 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
+import websockets
+from websockets.asyncio.server import ServerConnection
 
 import tocsin
 from tests.clients.python.stage import QUICK, data_of, somewhere, take, through_proxy, url
@@ -109,6 +111,42 @@ async def test_who_waits_for_a_service_that_is_not_there_may_stop_to_wait() -> N
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
                 await connecting
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_who_waits_for_a_service_that_is_not_there_is_told_why(
+    plain: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    nobody = f"ws://127.0.0.1:{free_port()}/ws"
+    with pytest.raises(
+        tocsin.Timeout, match=r"no connection within 0\.3 s.*refused|no connection within 0\.3 s.*failed"
+    ):
+        await tocsin.connect(nobody, plain=plain, timeout=0.3, backoff=QUICK)
+    assert "Connect call failed" in caplog.text
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+
+
+async def test_a_service_that_speaks_something_else_is_let_go() -> None:
+    gone = asyncio.Event()
+
+    async def serve(socket: ServerConnection) -> None:
+        await socket.wait_closed()
+        gone.set()
+
+    async with websockets.serve(serve, "127.0.0.1", 0) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        with pytest.raises(tocsin.Stopped, match=r"does not speak tocsin\.v1"):
+            await tocsin.connect(f"ws://127.0.0.1:{port}/ws")
+        await asyncio.wait_for(gone.wait(), 2)
+
+
+async def test_queues_of_nothing_are_refused(service: Service) -> None:
+    for options in ({"queue": 0}, {"outbox": 0}):
+        with pytest.raises(ValueError, match="at least 1"):
+            tocsin.connect(url(service), **options)
+    async with tocsin.connect(url(service)) as client:
+        with pytest.raises(ValueError, match="at least 1"):
+            client.subscribe(somewhere(), queue=0)
 
 
 async def test_changes_of_the_state_are_told_with_reasons(service: Service) -> None:

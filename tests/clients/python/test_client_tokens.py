@@ -16,15 +16,16 @@ async def renewed_in_time(guarded: Service) -> None:
     told: list[tocsin.Change] = []
 
     async def make() -> str:
-        made.append(token(2.5))
+        made.append(token(3600 if made else 2.5))
         return made[-1]
 
     async with tocsin.connect(url(guarded), token=make, on_state=told.append) as client:
         assert client.user == "ada"
         async with client.subscribe(somewhere()) as room:
             async with asyncio.timeout(15):
-                while len(made) < 6:
+                while len(made) < 2:
                     await asyncio.sleep(0.05)
+            await asyncio.sleep(1.0)  # the first token has ended
             await room.publish("still here")
             assert data_of(await take(room, 1)) == ["still here"]
     assert [change.state for change in told] == ["connecting", "open", "stopped"]
@@ -91,6 +92,45 @@ async def test_whoever_makes_tokens_may_say_that_there_will_be_none(guarded: Ser
 
     with pytest.raises(tocsin.Unauthorized, match="logged out"):
         await tocsin.connect(url(guarded), token=none)
+
+
+async def test_closing_does_not_wait_for_a_token_under_way(guarded: Service) -> None:
+    asked = 0
+
+    async def make() -> str:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            await asyncio.sleep(60)
+        return token(1.2)
+
+    client = await tocsin.connect(url(guarded), token=make)
+    while asked < 2:
+        await asyncio.sleep(0.02)
+    async with asyncio.timeout(2):
+        await client.close()
+
+
+async def test_whoever_makes_tokens_may_end_the_connection_at_a_renewal(guarded: Service) -> None:
+    def make() -> str:
+        if told[-1].state == "open":
+            raise tocsin.Unauthorized("logged out")
+        return token(1.2)
+
+    told: list[tocsin.Change] = []
+    async with tocsin.connect(url(guarded), token=make, on_state=told.append) as client:
+        async with client.subscribe(somewhere()) as room:
+            with pytest.raises(tocsin.Unauthorized, match="logged out"):
+                await asyncio.wait_for(anext(room), 5)
+
+
+async def test_a_fault_of_whoever_makes_tokens_is_told_at_the_first_connect(guarded: Service) -> None:
+    def make() -> str:
+        raise KeyError("nope")
+
+    for plain in (False, True):
+        with pytest.raises(KeyError, match="nope"):
+            await asyncio.wait_for(tocsin.connect(url(guarded), token=make, plain=plain)._start(), 5)
 
 
 async def test_plain_and_rest_show_tokens_and_keys_too(guarded: Service) -> None:

@@ -83,6 +83,19 @@ def test_abuse_waits_for_thirty_seconds_and_a_gap_not_at_all() -> None:
     assert wait(line) == 0
 
 
+def test_a_gap_after_each_return_is_no_reason_to_hurry() -> None:
+    line = opened()
+    waits = []
+    for _ in range(4):
+        line.closed(4510, "", 0.0)
+        waits.append(wait(line))
+        line.connect(0.0)
+        line.opened(0.0)
+    assert waits == pytest.approx([0, 0.5, 1, 2], rel=0.01)
+    line.closed(4510, "", 10.0)
+    assert wait(line, 10.0) == 0
+
+
 @settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=40))
 def test_waits_are_jittered_from_nothing_to_a_doubling_limit(chances: list[float]) -> None:

@@ -12,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.clients.python.world import Service
-from tocsin.errors import BadChannel, BadRequest, Conflict, PublishTimeout, TocsinError, TooLarge, Unauthorized
+from tocsin.errors import (
+    BadChannel,
+    BadRequest,
+    Conflict,
+    Forbidden,
+    PublishTimeout,
+    TocsinError,
+    TooLarge,
+    Unauthorized,
+)
 from tocsin.events import Ack
 from tocsin.posting import BATCH, BATCH_BYTES, Fault, Outcomes, Pause, Post, Reply, Request, Terms, deliver
 
@@ -144,6 +153,38 @@ def test_an_ephemeral_message_is_not_repeated() -> None:
     [outcome] = play.run([Post("room", 1, ephemeral=True)], lambda _: Fault("cut", sent=True))
     assert isinstance(outcome, PublishTimeout)
     assert play.requests == [[{"channel": "room", "ephemeral": True, "data": 1}]]
+
+
+def test_a_refusal_of_a_later_request_leaves_the_outcomes_of_the_others() -> None:
+    play = Play()
+    posts = [Post("room", "first"), Post("room", "x" * BATCH_BYTES), Post("room", "last")]
+    first, large, last = play.run(
+        posts, in_turn(results([{"id": "a-1", "duplicate": False}]), refuse(413, "too_large"))
+    )
+    assert (first, last) == (Ack("a-1"), Ack("a-0"))
+    assert isinstance(large, TooLarge)
+    first, *others = play.run(posts, in_turn(results([{"id": "a-1", "duplicate": False}]), refuse(403, "forbidden")))
+    assert first == Ack("a-1")
+    assert [type(other) for other in others] == [Forbidden, Forbidden]
+    assert len(play.requests) == 3 + 2
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_repetition_that_is_not_allowed_any_more_says_nothing_of_the_first_try(whole: bool) -> None:
+    no = refuse(403, "forbidden") if whole else results([{"error": {"code": "forbidden", "message": "no"}}])
+    [outcome] = Play().run(ONE, in_turn(Fault("cut", sent=True), no))
+    assert isinstance(outcome, PublishTimeout)
+    assert outcome.sent
+    assert isinstance(outcome.__cause__, Forbidden)
+
+
+def test_the_time_given_is_for_all_requests_together() -> None:
+    play = Play(timeout=20.0)
+    outcomes = play.run([Post("room", None)] * (3 * BATCH), lambda _: Fault("nobody is there", sent=True))
+    assert play.now == pytest.approx(20.0, abs=1.0)
+    assert [isinstance(outcome, PublishTimeout) and outcome.sent for outcome in outcomes] == [
+        number < BATCH for number in range(3 * BATCH)
+    ]
 
 
 def test_a_new_token_is_asked_for_once() -> None:

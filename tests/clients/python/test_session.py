@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
 from tests.clients.python.world import ROOM, Player, error
+from tocsin.chances import Chances
 from tocsin.errors import (
     AlreadySubscribed,
     BadRequest,
@@ -163,6 +165,48 @@ def test_a_refusal_is_final(player: Player, code: str) -> None:
     assert isinstance(outcome, TocsinError)
     assert outcome.code == code
     assert isinstance(outcome, Conflict) == (code == "conflict")
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_refusal_of_a_repetition_says_nothing_of_the_first_try(player: Player, lost: bool) -> None:
+    ref = player.publish("perhaps")
+    player.carry_up()
+    if lost:
+        player.cut()
+        player.wait()
+        player.accept()
+        player.carry_down()
+        player.wire.up.clear()  # type: ignore[union-attr]
+    player.push(**error(ref, "forbidden"))
+    outcome = player.settled[ref]
+    assert isinstance(outcome, PublishTimeout if lost else Forbidden)
+    assert isinstance(outcome.__cause__, Forbidden) == lost
+
+
+def test_a_key_is_not_used_after_the_machine_has_slept(player: Player) -> None:
+    ref = player.publish("perhaps")
+    player.cut()
+    player.wait()
+    player.now += 200
+    player.accept()
+    player.carry_down()
+    assert types(player) == ["publish"]
+    outcome = player.settled[ref]
+    assert isinstance(outcome, PublishTimeout)
+    assert outcome.sent
+
+
+def test_time_goes_on_while_the_machine_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        monkeypatch.setattr(time, "clock_gettime", {time.CLOCK_BOOTTIME: 4.0}.__getitem__)
+        assert Chances().clock() == 4.0
+
+
+def test_an_ephemeral_message_that_was_held_back_ends_with_its_connection(player: Player) -> None:
+    refs = [player.publish("typing", ephemeral=True) for _ in range(WINDOW + 1)]
+    player.cut()
+    outcomes = [player.settled[ref] for ref in refs]
+    assert [isinstance(outcome, PublishTimeout) and outcome.sent for outcome in outcomes] == [True] * WINDOW + [False]
 
 
 def test_what_is_too_large_is_not_sent_for_that_would_end_the_connection(player: Player) -> None:
@@ -609,6 +653,35 @@ def test_a_renewal_that_fails(fault: str) -> None:
         player.push(**error(1, fault, 2.0))
     player.live(3)
     assert player.renewing == (fault != "unauthorized"), "a token that is not good is not shown again"
+
+
+def test_a_refused_renewal_is_waited_for_no_more() -> None:
+    player = Player(wall=True)
+    player.open(expires_at=NOW + 50)
+    player.live(41)
+    player.session.renewed("next", player.now)
+    player.act()
+    player.wire.up.clear()  # type: ignore[union-attr]
+    player.push(**error(1, "unauthorized"))
+    assert not player.session.expecting
+
+
+@pytest.mark.parametrize(("left", "asked"), [(-100, 0), (1, 6)])
+def test_a_clock_that_is_ahead_does_not_ask_for_tokens_again_and_again(left: float, asked: int) -> None:
+    player = Player(wall=True)
+    player.open(expires_at=NOW + left)
+    count = 0
+    for _ in range(60):
+        player.live(1)
+        if player.renewing:
+            player.renewing = False
+            count += 1
+            player.session.renewed("next", player.now)
+            player.act()
+            player.wire.up.clear()  # type: ignore[union-attr]
+            ref = player.sent[-1]["ref"]
+            player.push(type="authenticated", ref=ref, user="ada", expires_at=NOW + player.now - 1000 + left)
+    assert count == asked
 
 
 def test_the_end_of_a_connection_is_the_end_of_its_renewal() -> None:
