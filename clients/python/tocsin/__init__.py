@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from tocsin.chances import Chances
 from tocsin.client import Client
-from tocsin.connecting import connect
+from tocsin.connecting import Connecting, connect
+from tocsin.driver import Token
 from tocsin.errors import (
     AlreadySubscribed,
     BadChannel,
@@ -39,11 +40,11 @@ from tocsin.errors import (
     UnknownType,
     UnsupportedType,
 )
-from tocsin.events import Ack, Change, Event, Gap, Member, Members, Message, Page, Presence, State
+from tocsin.events import Ack, Attendance, Change, Event, Gap, Member, Members, Message, Page, Presence, State
 from tocsin.line import Backoff
 from tocsin.plain import PlainClient
 from tocsin.posting import Post
-from tocsin.room import Room
+from tocsin.room import Room, Subscribing
 
 if TYPE_CHECKING:
     from tocsin.publisher import AsyncPublisher, Publisher
@@ -53,6 +54,7 @@ __all__ = [
     "Ack",
     "AlreadySubscribed",
     "AsyncPublisher",
+    "Attendance",
     "Backoff",
     "BadChannel",
     "BadPosition",
@@ -62,6 +64,7 @@ __all__ = [
     "Client",
     "Closed",
     "Conflict",
+    "Connecting",
     "Draining",
     "Event",
     "Forbidden",
@@ -83,8 +86,10 @@ __all__ = [
     "Room",
     "State",
     "Stopped",
+    "Subscribing",
     "Timeout",
     "TocsinError",
+    "Token",
     "TooLarge",
     "TooManySubscriptions",
     "Unauthorized",

@@ -75,6 +75,7 @@ class _Publishing:
         self._key_seconds = key_seconds
         self._backoff = backoff or Backoff()
         self._chances = chances or Chances()
+        self._clients: dict[int, httpx.Client] = {}
 
     def _steps(self, posts: Iterable[Post | tuple[str, Any]], timeout: float | None) -> Steps:
         terms = Terms(
@@ -98,9 +99,6 @@ class _Publishing:
 
 class Publisher(_Publishing):
     """Publishes and waits. May be shared by threads, and used after a fork."""
-
-    _client: httpx.Client | None = None
-    _process = 0
 
     def publish(
         self, channel: str, data: Any, key: str | None = None, *, ephemeral: bool = False, timeout: float | None = None
@@ -127,10 +125,10 @@ class Publisher(_Publishing):
 
         Args:
             posts: `Post(channel, data, key)`, or pairs of channel and data.
-            timeout: seconds for each request, in place of the publisher's.
+            timeout: seconds in all, in place of the publisher's.
 
         Raises:
-            TocsinError: all of it is refused.
+            TocsinError: it is refused before anything can have been published.
             TypeError, ValueError: `data` is no JSON.
         """
         steps = self._steps(posts, timeout)
@@ -149,8 +147,8 @@ class Publisher(_Publishing):
 
     def close(self) -> None:
         """Close the connections. The publisher may be used again."""
-        client, self._client = self._client, None
-        if client is not None and self._process == os.getpid():
+        client = self._clients.pop(os.getpid(), None)
+        if client is not None:
             client.close()
 
     def __enter__(self) -> Self:
@@ -161,24 +159,35 @@ class Publisher(_Publishing):
     ) -> None:
         self.close()
 
+    def _connections(self) -> httpx.Client:
+        """Those of this process: a child must not use its parent's sockets."""
+        client = self._clients.get(os.getpid())
+        if client is None:
+            made = httpx.Client(verify=self._verify)
+            client = self._clients.setdefault(os.getpid(), made)  # of threads that come at once the first one's
+            if client is not made:
+                made.close()
+        return client
+
     def _post(self, request: Request) -> Reply | Fault:
         if callable(self._token) and (self._shown is None or request.renew):
             self._shown = self._token()
-        client = self._client
-        if client is None or self._process != os.getpid():  # a child must not use its parent's sockets
-            client = self._client = httpx.Client(verify=self._verify)
-            self._process = os.getpid()
         try:
-            answer = client.post(self._url, content=request.body, headers=self._headers(), timeout=request.seconds)
+            answer = self._connections().post(
+                self._url, content=request.body, headers=self._headers(), timeout=request.seconds
+            )
         except httpx.HTTPError as error:
             return _fault(error)
         return _reply(answer)
 
 
 class AsyncPublisher(_Publishing):
-    """The same on asyncio; its `token` may be made by a coroutine function."""
+    """The same on asyncio; its `token` may be made by a coroutine function. Each event loop has connections of its own:
+    `close` before a loop ends, where you have several.
+    """
 
     _client: httpx.AsyncClient | None = None
+    _loop: asyncio.AbstractEventLoop | None = None
 
     async def publish(
         self, channel: str, data: Any, key: str | None = None, *, ephemeral: bool = False, timeout: float | None = None
@@ -205,7 +214,7 @@ class AsyncPublisher(_Publishing):
     async def close(self) -> None:
         """Close the connections. The publisher may be used again."""
         client, self._client = self._client, None
-        if client is not None:
+        if client is not None and self._loop is asyncio.get_running_loop():
             await client.aclose()
 
     async def __aenter__(self) -> Self:
@@ -220,8 +229,9 @@ class AsyncPublisher(_Publishing):
         if callable(self._token) and (self._shown is None or request.renew):
             made: str | Awaitable[str] = self._token()
             self._shown = await made if inspect.isawaitable(made) else made
-        if self._client is None:
-            self._client = httpx.AsyncClient(verify=self._verify)
+        loop = asyncio.get_running_loop()
+        if self._client is None or self._loop is not loop:  # sockets live and die with their loop
+            self._client, self._loop = httpx.AsyncClient(verify=self._verify), loop
         try:
             answer = await self._client.post(
                 self._url, content=request.body, headers=self._headers(), timeout=request.seconds

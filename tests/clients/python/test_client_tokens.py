@@ -118,19 +118,20 @@ async def test_whoever_makes_tokens_may_end_the_connection_at_a_renewal(guarded:
         return token(1.2)
 
     told: list[tocsin.Change] = []
-    async with tocsin.connect(url(guarded), token=make, on_state=told.append) as client:
-        async with client.subscribe(somewhere()) as room:
-            with pytest.raises(tocsin.Unauthorized, match="logged out"):
-                await asyncio.wait_for(anext(room), 5)
+    connecting = tocsin.connect(url(guarded), token=make, on_state=told.append)
+    async with connecting as client, client.subscribe(somewhere()) as room:
+        with pytest.raises(tocsin.Unauthorized, match="logged out"):
+            await asyncio.wait_for(anext(room), 5)
 
 
 async def test_a_fault_of_whoever_makes_tokens_is_told_at_the_first_connect(guarded: Service) -> None:
     def make() -> str:
         raise KeyError("nope")
 
-    for plain in (False, True):
+    for connecting in (tocsin.connect(url(guarded), token=make), tocsin.connect(url(guarded), token=make, plain=True)):
         with pytest.raises(KeyError, match="nope"):
-            await asyncio.wait_for(tocsin.connect(url(guarded), token=make, plain=plain)._start(), 5)
+            async with asyncio.timeout(5):
+                await connecting
 
 
 async def test_plain_and_rest_show_tokens_and_keys_too(guarded: Service) -> None:

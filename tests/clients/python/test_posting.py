@@ -163,7 +163,7 @@ def test_a_refusal_of_a_later_request_leaves_the_outcomes_of_the_others() -> Non
     )
     assert (first, last) == (Ack("a-1"), Ack("a-0"))
     assert isinstance(large, TooLarge)
-    first, *others = play.run(posts, in_turn(results([{"id": "a-1", "duplicate": False}]), refuse(403, "forbidden")))
+    first, *others = play.run(posts, in_turn(done, refuse(403, "forbidden")))
     assert first == Ack("a-1")
     assert [type(other) for other in others] == [Forbidden, Forbidden]
     assert len(play.requests) == 3 + 2

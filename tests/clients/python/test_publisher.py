@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import secrets
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -79,14 +82,41 @@ def test_a_child_process_has_connections_of_its_own(service: Service) -> None:
     channel = somewhere()
     with tocsin.Publisher(service.url) as publisher:
         publisher.publish(channel, "parent")
-        parents = publisher._client
-        publisher._process = -1  # what a fork changes: the process id is another
+        parents = publisher._clients.pop(os.getpid())
+        publisher._clients[-1] = parents  # what a fork changes: the process id is another
         publisher.publish(channel, "child")
-        assert publisher._client is not parents
-        assert publisher._process == os.getpid()
-        assert parents is not None
+        assert publisher._clients[os.getpid()] is not parents
+        assert not parents.is_closed
         parents.close()
     assert logged(service, channel) == ["parent", "child"]
+
+
+def test_threads_that_come_at_once_share_connections(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[httpx.Client] = []
+    together = threading.Barrier(8)
+    make = httpx.Client
+
+    def slowly(**options: Any) -> httpx.Client:
+        together.wait(5)
+        made.append(make(**options))
+        return made[-1]
+
+    monkeypatch.setattr(httpx, "Client", slowly)
+    with tocsin.Publisher(service.url) as publisher, ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(lambda number: publisher.publish(somewhere(), number), range(8)))) == 8
+    assert len(made) == 8
+    assert all(client.is_closed for client in made)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+def test_a_publisher_outlives_its_event_loop(service: Service) -> None:
+    """The sockets of the loop that has ended are left to the collector, which says so."""
+    publisher = tocsin.AsyncPublisher(service.url)
+    for number in range(2):
+        assert asyncio.run(publisher.publish(somewhere(), number)).id
+    asyncio.run(publisher.close())
+    del publisher
+    gc.collect()
 
 
 def test_without_httpx_the_rest_of_the_package_works() -> None:
