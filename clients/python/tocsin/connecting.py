@@ -51,8 +51,9 @@ class Connecting(Generic[Kind]):
 
     async def _start(self) -> Kind:
         client = self._make()
+        limit = asyncio.timeout(self._timeout)
         try:
-            async with asyncio.timeout(self._timeout) as limit:
+            async with limit:
                 await client.start()
         except TimeoutError:
             if limit.expired():

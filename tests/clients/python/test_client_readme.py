@@ -10,6 +10,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 import tocsin
 from tests.clients.python.stage import token, url
 from tests.integration.test_readme import blocks, on_stage
@@ -18,6 +20,18 @@ from tests.stage.service import Service
 ROOT = Path(__file__).parents[3]
 CLIENT = ROOT / "clients" / "python"
 README = (CLIENT / "README.md").read_text("utf-8")
+
+
+async def order(names: dict[str, Any]) -> None:
+    """The application's lifespan, a listener and a request."""
+    app, listener = names["app"], asyncio.Queue[tocsin.Event]()
+    names["listeners"].add(listener)
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://app") as http:
+        answer = await http.post("/orders")
+        event = await asyncio.wait_for(listener.get(), 5)
+        assert isinstance(event, tocsin.Message)
+        assert answer.json() == {"id": event.id}
 
 
 def test_the_snippets_run(guarded: Service) -> None:
@@ -35,6 +49,7 @@ def test_the_snippets_run(guarded: Service) -> None:
                     await done
             async with names["connecting"] as client:
                 assert client.user == "ada"
+            await order(names)
 
     asyncio.run(run())
     assert names["saved"]

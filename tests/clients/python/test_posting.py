@@ -163,6 +163,7 @@ def test_a_refusal_of_a_later_request_leaves_the_outcomes_of_the_others() -> Non
     )
     assert (first, last) == (Ack("a-1"), Ack("a-0"))
     assert isinstance(large, TooLarge)
+    done = results([{"id": "a-1", "duplicate": False}])
     first, *others = play.run(posts, in_turn(done, refuse(403, "forbidden")))
     assert first == Ack("a-1")
     assert [type(other) for other in others] == [Forbidden, Forbidden]
