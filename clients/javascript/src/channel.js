@@ -83,8 +83,13 @@ export class Channel extends Emitter {
   _open() {
     const wanted = this.#wanted;
     if (!wanted) return;
-    const since = this.position ?? undefined;
-    const command = { type: "subscribe", channel: this.name, since, history: since ? undefined : this.#history };
+    const command = {
+      type: "subscribe",
+      channel: this.name,
+      since: this.position ?? undefined,
+      history: this.#history,
+      presence: this.#presence,
+    };
     const answered = (answer) => {
       if (wanted !== this.#wanted) return;
       if (answer.type !== "error") this.#subscribed(answer);
@@ -92,7 +97,7 @@ export class Channel extends Emitter {
       else this.#connection._later(answer.retry_after, this.#failures++, () => wanted === this.#wanted && this._open());
     };
     try {
-      this.#connection._command({ ...command, presence: this.#presence }, answered);
+      this.#connection._command(command, answered);
     } catch (error) {
       this._end(error); // no JSON can hold this `info` or this name
     }
@@ -134,6 +139,7 @@ export class Channel extends Emitter {
   #subscribed({ position, recovered, replayed, reason, members, count }) {
     const { resolve } = this.#wanted;
     this.#failures = 0;
+    this.#history = undefined; // told once
     this.position = position;
     this._become("subscribed", { recovered, replayed });
     if (recovered === false) this.#lose(reason, position);

@@ -43,6 +43,7 @@ export class Connection extends Emitter {
   #returnAfter = null; // ms, as `reconnect` said
   #notBefore = 0; // what happens to the page shortens no wait that the service has asked for
   #deafen = null; // ends listening to the page
+  #ended = null; // why there is no connection, and none will be made
 
   constructor(url, { clock = makeClock(), random = Math.random, outbox = 1000, ...options }) {
     super();
@@ -83,14 +84,14 @@ export class Connection extends Emitter {
 
   /* Ask something that is asked again until it is answered. */
   async _ask(command, { body, ...entry } = {}) {
-    if (this.state === "stopped") throw new TocsinError("closed", "the connection has been stopped");
+    if (this.#ended) throw this.#ended;
     if (entry.ephemeral && this.#openedAt === null) throw new TocsinError("unavailable", "there is no connection now");
     const ref = ++this.#refs;
     return this.#outbox.add({ ref, text: encode({ ...command, ref }, body), ...entry });
   }
 
   _attend(channel) {
-    if (this.state === "stopped") channel._end(new TocsinError("stopped", "the connection has been stopped"));
+    if (this.#ended) channel._end(this.#ended);
     else if (this.#openedAt !== null) channel._open();
   }
 
@@ -112,6 +113,7 @@ export class Connection extends Emitter {
   }
 
   async #begin() {
+    this.#ended = null;
     this.#deafen ??= listenToPage((what) => this.#onPage(what));
     this.#release();
     this._become("connecting");
@@ -224,6 +226,7 @@ export class Connection extends Emitter {
 
   #stop(error, why = { reason: error.message }) {
     this.#release();
+    this.#ended = error;
     this.#deafen?.();
     this.#deafen = null;
     this.#outbox.stop(error);

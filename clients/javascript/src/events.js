@@ -8,6 +8,7 @@ export class Events {
   #waiting = [];
   #taken = 0;
   #end; // undefined: more may come; null: no more; else why
+  #more = null; // whoever waits for the next event waits for this
   #wake = null;
   #offs;
 
@@ -34,7 +35,12 @@ export class Events {
       this.#taken = 0;
       if (this.#end) throw this.#end;
       if (this.#end === null) return { value: undefined, done: true };
-      await new Promise((wake) => (this.#wake = wake));
+      await (this.#more ??= new Promise((wake) => (this.#wake = wake)));
+      this.#more = null;
+    }
+    if (this.#taken === BEHIND) {
+      this.#waiting.splice(0, BEHIND); // a loop that never quite catches up keeps nothing
+      this.#taken = 0;
     }
     return { value: this.#waiting[this.#taken++], done: false };
   }

@@ -92,7 +92,7 @@ export class Outbox {
     const now = this.#clock.now();
     if (now >= entry.dueAt) return this.#settle(entry, timeout(entry)); // its timer is late: this machine slept
     if (entry.size > most) return this.#settle(entry, new TocsinError("too_large", `data has at most ${most} bytes`));
-    if (isPublish(entry) && !entry.sent) this.#expire(entry, keep);
+    if (isPublish(entry)) this.#expire(entry, keep); // the first try counts: later ones would end later
     entry.sent = entry.onWire = true;
     entry.sentAt = now;
     this.#onWire++;

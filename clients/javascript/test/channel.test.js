@@ -63,7 +63,7 @@ test("one subscribes from an id that was kept elsewhere", async () => {
   const room = stage.tocsin.channel("room:42");
   const subscribing = room.subscribe({ since: "4c1f9be07a2d-100", history: 20 });
   const { since, history } = stage.socket().last("subscribe");
-  assert.deepEqual([since, history], ["4c1f9be07a2d-100", undefined]);
+  assert.deepEqual([since, history], ["4c1f9be07a2d-100", 20]); // `since` wins
   stage.socket().answer("subscribe", { ...SUBSCRIBED, position: since, recovered: true, replayed: 20 });
   assert.deepEqual(await subscribing, { position: since, recovered: true, replayed: 20, reason: undefined });
   assert.equal(room.subscribe(), room.subscribe()); // asked for twice is asked for once
@@ -323,6 +323,20 @@ test("a loop ends quietly by `unsubscribe` and `close`, after what had come, and
     else assert.deepEqual(await events.next(), { value: undefined, done: true });
     assert.equal((await events.next().catch(() => ({ done: true }))).done, true);
   }
+});
+
+test("several may wait for the next events", async () => {
+  const stage = await staged(connect);
+  await stage.open();
+  const { room } = await joined(stage);
+  const events = room[Symbol.asyncIterator]();
+  const waiting = [events.next(), events.next(), events.next()];
+  await settled();
+  for (const number of [121, 122]) stage.socket().say(message(number));
+  await settled();
+  stage.socket().say(message(123));
+  const taken = await Promise.all(waiting);
+  assert.deepEqual(taken.map(({ value }) => value.data), [121, 122, 123]);
 });
 
 test("a loop over a channel that may not be heard throws why", async () => {

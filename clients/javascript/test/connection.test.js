@@ -56,7 +56,7 @@ for (const code of STOP) {
     await stage.clock.pass(120_000);
     assert.equal(stage.sockets.length, 1);
     await assert.rejects(room.subscribe(), { code: "stopped" });
-    await assert.rejects(room.publish(1), { code: "closed" });
+    await assert.rejects(room.publish(1), { code: "stopped" });
     stage.tocsin.connect();
     await settled();
     assert.equal(stage.sockets.length, 2);
@@ -352,6 +352,14 @@ test("`close` stops for good, also while something is under way", async () => {
   assert.equal(stage.changes.at(-1).error, undefined);
 });
 
+test("an answer about a refused upgrade that comes after `close` changes nothing", async () => {
+  const stage = await staged(connect, { fetched: refused(503, "draining") });
+  stage.socket().end(1006);
+  stage.tocsin.close();
+  await stage.clock.pass(120_000);
+  assert.deepEqual([stage.sockets.length, stage.tocsin.state], [1, "stopped"]);
+});
+
 test("without a WebSocket it says so", () => {
   assert.throws(() => connect("ws://a.test/ws", { WebSocket: null }), /there is no WebSocket here/);
   const Strict = class {
@@ -398,6 +406,15 @@ test("a page that is online or seen again does not wait", () =>
       assert.equal(stage.sockets.length, 2);
       stage.tocsin.close();
     }
+  }));
+
+test("a page that is shown for the first time has nothing to come back to", () =>
+  onPage(async ({ tell }) => {
+    const stage = await staged(connect);
+    await stage.open();
+    tell("pageshow", { persisted: false });
+    assert.equal(stage.socket().last("ping"), undefined);
+    stage.tocsin.close();
   }));
 
 test("what happens to the page shortens no wait that the service has asked for", () =>

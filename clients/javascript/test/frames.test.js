@@ -117,7 +117,6 @@ for (const { name, frame, meaning } of COMMANDS.filter((row) => sayable(row.mean
     assert.equal(Number.isInteger(ref), true);
     if (given) assert.equal(key, given);
     else if (meaning.command === "publish") assert.equal(/^[\w-]{16,64}$/.test(key ?? ""), !said.ephemeral);
-    if (wanted.since) delete wanted.history; // `since` wins anyway
     // What is not said is as if its default were.
     const defaults = { history: 0, limit: 100, ephemeral: false, presence: null };
     const full = (command) => withoutNulls({ ...defaults, ...command, presence: attended(command.presence) });
