@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from app.serve import Exit
+from app.exits import Exit
 from app.terminal.remote import Failed
 from tocsin.errors import PublishTimeout, TocsinError
 from tocsin.posting import BATCH, Post

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import tocsin
-from app.serve import Exit
+from app.exits import Exit
 from app.terminal.latencies import Latencies
 from app.terminal.remote import Failed, Remote
 from tocsin import Change, Client, Gap, Message, PublishTimeout, State, TocsinError
