@@ -1,7 +1,7 @@
 """The command line: `tocsin serve`, `publish`, `subscribe`, `bench`, `token`, `doctor`.
 
-Each command does its work elsewhere; here are options, words and exit codes. An error is one line on stderr. What belongs
-to the service is imported where it is used: who publishes one message need not wait for all of it.
+Each command does its work elsewhere; here are options, words and exit codes. An error is one line on stderr. What
+belongs to the service is imported where it is used: who publishes one message need not wait for all of it.
 """
 
 from __future__ import annotations
