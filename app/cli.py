@@ -269,8 +269,10 @@ def bench(
     complain(f"publishing {rate:g} messages a second into {name}:* of {remote.http} for {seconds:g} s: real channels")
     load = Load(remote, plan)
     try:
-        with suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run_shown(load))
+    except KeyboardInterrupt:
+        load.outcome.interrupted = True
     except Failed as error:
         _fail(error.code, str(error))
     if as_json:

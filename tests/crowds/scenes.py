@@ -150,7 +150,7 @@ SCENES = {
         "all workers are stopped by SIGTERM and started again, with 20 s to drain",
         _restart,
         Scale(1000, 60, drain=20.0),
-        Scale(40, 8, drain=1.0, fullest=1.0),
+        Scale(40, 5, drain=1.0, fullest=1.0),
         _restart_goals,
     ),
 }
