@@ -3,7 +3,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-JS := clients/javascript
+NODE_TOOLS := clients/javascript tests/asyncapi
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--custom-compile-command "make lock" $(ARGS)
@@ -25,8 +25,8 @@ setup: $(VENV)/.runtime ## make .venv with the service in it (run and test do th
 run: setup ## serve on http://127.0.0.1:8000 with four workers; Ctrl-C stops
 	@exec $(BIN)/tocsin serve --workers 4 $(ARGS)
 
-# The tools of the JavaScript client are installed where Node is; elsewhere its tests are skipped.
-test: setup $(VENV)/.dev $(if $(shell command -v npm 2>/dev/null),$(JS)/node_modules/.stamp) ## all tests, on a real Redis and real workers
+# Node's tools are installed where Node is; elsewhere their tests are skipped.
+test: setup $(VENV)/.dev $(if $(shell command -v npm 2>/dev/null),$(NODE_TOOLS:=/node_modules/.stamp)) ## all tests, on a real Redis and real workers
 	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 faults: setup $(VENV)/.dev ## the table of faults, long and over several seeds (ARGS="--seeds 2 --only power")
@@ -52,7 +52,7 @@ lock: setup $(VENV)/.dev ## renew the locks from pyproject.toml (ARGS=--upgrade 
 		--output-file requirements-dev.lock
 
 clean: ## remove .venv and everything that tools left
-	rm -rf $(VENV) $(JS)/node_modules build dist .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(NODE_TOOLS:=/node_modules) build dist .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -not -path './bench/.work/*' -prune -exec rm -rf {} +
 
 $(BIN)/pip:
@@ -73,7 +73,7 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
 	@$(PIP) install --require-hashes --requirement requirements-dev.lock
 	@touch $@
 
-$(JS)/node_modules/.stamp: $(JS)/package.json $(JS)/package-lock.json
-	@echo "Installing the tools of the JavaScript client into $(JS)/node_modules"
-	@cd $(JS) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+%/node_modules/.stamp: %/package.json %/package-lock.json
+	@echo "Installing the tools of $* into $*/node_modules"
+	@cd $* && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@

@@ -1,6 +1,7 @@
 """The command line: `tocsin serve`, `publish`, `subscribe`, `bench`, `token`, `doctor`.
 
-Each command does its work elsewhere; here are options, words and exit codes. An error is one line on stderr.
+Each command does its work elsewhere; here are options, words and exit codes. An error is one line on stderr. What
+belongs to the service is imported where it is used: who publishes one message need not wait for all of it.
 """
 
 from __future__ import annotations
@@ -15,23 +16,15 @@ import time
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 import uvloop
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from app import __version__, logs
-from app.brokers.examine import Level
-from app.core.messages import Verb
-from app.mint import CannotMint, explain, mint, signer_by_key, signer_by_secret
-from app.notation import check_pattern
-from app.serve import Exit, raise_file_limit
-from app.serve import serve as run_service
-from app.settings import Settings, describe_problems
-from app.terminal.doctor import examine
+from app import __version__
+from app.exits import Exit
 from app.terminal.feed import Feed, read_lines
 from app.terminal.listener import Listener, complain, make_view
 from app.terminal.load import Load, Plan
@@ -40,12 +33,15 @@ from app.terminal.report import report
 from tocsin.errors import TocsinError
 from tocsin.publisher import Publisher
 
+if TYPE_CHECKING:
+    from app.settings import Settings
+
 CODES = (
     "Exit codes: 0 done; 1 refused, or a problem was found; 2 wrong usage or setting; 3 the port is taken; "
     "4 the service cannot be reached or cannot take it now: try again; 5 no Redis could be started."
 )
 
-_MARKS = {Level.FINE: "[green]✓[/green]", Level.WARNING: "[yellow]![/yellow]", Level.PROBLEM: "[red]✗[/red]"}
+_MARKS = {"fine": "[green]✓[/green]", "warning": "[yellow]![/yellow]", "problem": "[red]✗[/red]"}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -101,7 +97,9 @@ def serve(
     given = {"host": host, "port": port, "workers": workers, "redis_url": redis_url, "data_dir": data_dir}
     options = {f"TOCSIN_{name.upper()}": value for name, value in given.items() if value is not None}
     os.environ.update(options)  # the workers read the environment
-    raise typer.Exit(run_service(_read_settings(options)))
+    from app.serve import serve as run
+
+    raise typer.Exit(run(_read_settings(options)))
 
 
 _Url = Annotated[str, typer.Option(help="The service.", envvar="TOCSIN_URL", show_envvar=True)]
@@ -260,7 +258,10 @@ def bench(
     plan = Plan(
         connections, publishers, rate, tuple(f"{name}:{n}" for n in range(channels)), seconds, size, cut
     )  # fmt: skip
-    logs.configure("auto", "error")
+    from app import logs
+    from app.serve import raise_file_limit
+
+    logs.configure("auto", "error")  # not a word of what a service would want
     files = raise_file_limit()
     needed = connections + publishers + SPARE_FILES
     if files < needed:
@@ -268,8 +269,10 @@ def bench(
     complain(f"publishing {rate:g} messages a second into {name}:* of {remote.http} for {seconds:g} s: real channels")
     load = Load(remote, plan)
     try:
-        with suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run_shown(load))
+    except KeyboardInterrupt:
+        load.outcome.interrupted = True
     except Failed as error:
         _fail(error.code, str(error))
     if as_json:
@@ -330,6 +333,10 @@ def token(
 
     The secret comes from the environment or TOCSIN_JWT_SECRET_FILE, never from an argument.
     """
+    from app import logs
+    from app.core.messages import Verb
+    from app.mint import CannotMint, explain, mint, signer_by_key, signer_by_secret
+
     settings = _read_settings({})
     rules = settings.token_rules
     if explained:
@@ -361,7 +368,9 @@ def token(
     typer.echo(minted)
 
 
-def _check(pattern: str, verb: Verb) -> str:
+def _check(pattern: str, verb: str) -> str:
+    from app.notation import check_pattern
+
     try:
         return check_pattern(pattern)
     except ValueError as error:
@@ -371,6 +380,9 @@ def _check(pattern: str, verb: Verb) -> str:
 @app.command(epilog=CODES)
 def doctor() -> None:
     """Look at the settings, the machine and Redis, and say what to do."""
+    from app import logs
+    from app.terminal.doctor import examine
+
     settings = _read_settings({})
     logs.configure("auto", "error")
     findings = examine(settings)
@@ -380,11 +392,15 @@ def doctor() -> None:
         console.print(finding.sentence, markup=False)
         if finding.advice:
             console.print(f"  {finding.advice}", style="dim", markup=False)
-    raise typer.Exit(Exit.REFUSED if any(finding.level == Level.PROBLEM for finding in findings) else Exit.DONE)
+    raise typer.Exit(Exit.REFUSED if any(finding.level == "problem" for finding in findings) else Exit.DONE)
 
 
 def _read_settings(options: dict[str, str]) -> Settings:
     """The settings, or the end of the command with a line a problem; what came by an option is called so."""
+    from pydantic import ValidationError
+
+    from app.settings import Settings, describe_problems
+
     try:
         return Settings()
     except ValidationError as error:

@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from enum import IntEnum
 from errno import EADDRINUSE
 from types import FrameType
 from typing import NoReturn
@@ -24,6 +23,7 @@ from rich.console import Console
 
 from app import __version__, logs
 from app.embedded import EmbeddedRedis, NoRedis
+from app.exits import Exit
 from app.processes import Config, Single, Supervisor
 from app.settings import Settings
 
@@ -43,17 +43,6 @@ Address = tuple[socket.AddressFamily, str]
 """Family and numeric host."""
 
 _log = structlog.stdlib.get_logger(__name__)
-
-
-class Exit(IntEnum):
-    """How a command ends."""
-
-    DONE = 0
-    REFUSED = 1
-    USAGE = 2
-    PORT = 3
-    UNREACHABLE = 4
-    REDIS = 5
 
 
 class CannotServe(Exception):

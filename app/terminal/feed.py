@@ -1,7 +1,8 @@
 """Publishing lines: read as they come, sent in batches, each line once.
 
 A batch is what is there, up to 1,000 lines: one who types is published line by line, a file in as few requests as
-possible. Nothing is read while a batch is on its way, so whoever writes into the pipe waits.
+possible. Nothing is read while a batch is on its way, so whoever writes into the pipe waits. Lines are published in
+their order; those of a batch that had to be repeated may come behind others of it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from app.serve import Exit
+from app.exits import Exit
 from app.terminal.remote import Failed
 from tocsin.errors import PublishTimeout, TocsinError
 from tocsin.posting import BATCH, Post

@@ -26,7 +26,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 import tocsin
-from app.serve import Exit
+from app.exits import Exit
 from app.terminal.remote import Failed, Remote
 from tocsin import Change, Event, Gap, Message, State
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import tocsin
-from app.serve import Exit
+from app.exits import Exit
 from app.terminal.latencies import Latencies
 from app.terminal.remote import Failed, Remote
 from tocsin import Change, Client, Gap, Message, PublishTimeout, State, TocsinError
@@ -27,8 +27,6 @@ AT_ONCE = 64
 """Connections that are opened at the same time."""
 CONNECT_SECONDS = 15.0
 """For the first ones; 100 more a second are expected at least."""
-SETTLE_SECONDS = 15.0
-"""For what is on its way after the last message."""
 LAG_SECONDS = 0.02
 LAG_LIMIT, BUSY_LIMIT = 0.05, 0.9
 """Beyond these (seconds of lag at p99, share of a core) it is the generator that is measured."""
@@ -46,6 +44,7 @@ class Plan:
         seconds: for which is published.
         size: bytes of a message as JSON, about; a message without padding has some 60.
         cut: each connection is cut about every so many seconds, as a bad network would; None: never.
+        settle: seconds for what is still on its way after the last message.
     """
 
     connections: int
@@ -55,6 +54,7 @@ class Plan:
     seconds: float
     size: int
     cut: float | None = None
+    settle: float = 15.0
 
 
 @dataclass(slots=True, eq=False)
@@ -302,8 +302,8 @@ class Load:
             for cut in self._cuts:
                 cut.cancel()
         if self._publishing:
-            await asyncio.wait(self._publishing, timeout=SETTLE_SECONDS)
-        for _ in range(round(SETTLE_SECONDS / LAG_SECONDS)):
+            await asyncio.wait(self._publishing, timeout=plan.settle)
+        for _ in range(round(plan.settle / LAG_SECONDS)):
             if self._all_heard():
                 break
             await asyncio.sleep(LAG_SECONDS)
@@ -326,7 +326,7 @@ class Load:
         data = {"run": self._run, "n": number, "due": due, "pad": ""}
         data["pad"] = "x" * max(0, self.plan.size - 60)
         try:
-            ack = await speaker.publish(channel, data, timeout=self.plan.seconds + SETTLE_SECONDS)
+            ack = await speaker.publish(channel, data, timeout=self.plan.seconds + self.plan.settle)
         except PublishTimeout:
             self.outcome.unknown += 1
         except TocsinError as error:

@@ -33,7 +33,7 @@ def read(service: Service, channel: str) -> list[Any]:
         since = f"&since={page['position']}"
 
 
-def test_10000_lines_are_published_once_and_in_order_while_workers_are_killed(redis_server: RedisServer) -> None:
+def test_10000_lines_are_published_once_while_workers_are_killed(redis_server: RedisServer) -> None:
     with Service(redis_server.url, workers=2, redis_prefix="lines", channels=KEPT) as service:
         with Command("publish", "lines", url=service.url) as command:
             for start in range(0, 10_000, 1000):
@@ -44,7 +44,9 @@ def test_10000_lines_are_published_once_and_in_order_while_workers_are_killed(re
             assert command.end(seconds=50) == 0
             assert command.stdout == ""
             assert command.stderr.startswith("10,000 published, 0 refused")
-        assert read(service, "lines") == [f"line {number}" for number in range(10_000)]
+        logged = read(service, "lines")
+        assert len(logged) == 10_000
+        assert set(logged) == {f"line {number}" for number in range(10_000)}
 
 
 def has(service: Service, channel: str, count: int) -> bool:

@@ -68,7 +68,7 @@ class Watching:
 class Peer:
     """A connection, as the roster sees it."""
 
-    held = False
+    held = one_way = False
     keepalive = None
 
     def __init__(self, silent_for: float) -> None:

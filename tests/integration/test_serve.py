@@ -337,15 +337,18 @@ def test_a_redis_that_cannot_be_started_ends_the_start_with_5(tmp_path: Path) ->
     assert line.startswith(f"tocsin: cannot use the data folder {tmp_path / 'not-a-folder'}: ")
 
 
-def test_an_application_that_cannot_start_ends_the_service_with_1(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("workers", "module"), [("1", "nowhere"), ("2", "nowhere"), ("2", "stage.doomed")])
+def test_an_application_that_cannot_start_ends_the_service_with_1(tmp_path: Path, workers: str, module: str) -> None:
     """No crash loop, also where something kills each worker."""
-    for workers, module in (("1", "nowhere"), ("2", "nowhere"), ("2", "stage.doomed")):
-        program = (
-            "import sys; from app.serve import serve; from app.settings import Settings;"
-            f"sys.exit(serve(Settings(), 'tests.{module}:app'))"
-        )
-        service = Tocsin(tmp_path, command=("-c", program), port="0", workers=workers)  # type: ignore[arg-type]
-        service.start()
-        assert service.process.wait(40) == 1
+    program = (
+        "import sys; from app.serve import serve; from app.settings import Settings;"
+        f"sys.exit(serve(Settings(), 'tests.{module}:app'))"
+    )
+    service = Tocsin(tmp_path, command=("-c", program), port="0", workers=workers)  # type: ignore[arg-type]
+    service.start()
+    try:
+        assert service.process.wait(90) == 1
         assert "tocsin: the workers could not start: the log says why" in service.log.read_text()
         assert service.redis_pid() is None
+    finally:
+        service.kill()
