@@ -85,9 +85,7 @@ class StreamEdge:
 
     def router(self) -> APIRouter:
         """The route."""
-        refusals: dict[int | str, dict[str, Any]] = {
-            status: ERRORS[status] for status in (400, 401, 403, 422, 429, 503)
-        }
+        refusals: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in REFUSALS}
         refusals[406] = {"model": ErrorModel, "description": "The client takes no event stream."}
         router = APIRouter(responses=refusals)
 
