@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.brokers import Broker
 from app.core.continuity import Follower, Resumed
-from app.core.errors import TocsinError
+from app.core.errors import Close, TocsinError
 from app.core.identity import Identity
 from app.core.messages import ChannelRule, Position, Refused, Subscribe
 from app.core.session import NativeSession, Say
@@ -85,9 +85,7 @@ class StreamEdge:
 
     def router(self) -> APIRouter:
         """The route."""
-        refusals: dict[int | str, dict[str, Any]] = {
-            status: ERRORS[status] for status in (400, 401, 403, 422, 429, 503)
-        }
+        refusals: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in REFUSALS}
         refusals[406] = {"model": ErrorModel, "description": "The client takes no event stream."}
         router = APIRouter(responses=refusals)
 
@@ -102,7 +100,7 @@ class StreamEdge:
             channel: Annotated[
                 list[str],
                 Query(
-                    description=f"Channels to hear, at most {CHANNELS}.",
+                    description=f"Channels to hear, at most {CHANNELS}; a repeated one counts once.",
                     json_schema_extra={"items": {"type": "string"} | CHANNEL_FORM, "minItems": 1, "maxItems": CHANNELS},
                 ),
             ],
@@ -116,7 +114,7 @@ class StreamEdge:
             """Messages of some channels as server-sent events: what `EventSource` takes, which resumes by itself."""
             if not _takes_events(request):
                 raise HTTPException(406, f"this is {MEDIA_TYPE}, which your request does not accept")
-            return _Answer(self, request, channel, last_event_id or since or None)
+            return _Answer(self, request, list(dict.fromkeys(channel)), last_event_id or since or None)
 
         return router
 
@@ -198,12 +196,18 @@ class StreamEdge:
                 stream = AsgiStream(receive, send, self.limits)
                 connection.begin(stream, _known(commands, opened))
                 drive = partial(stream.run, connection)
-            self.entrance.look_again(connection)
-            for command in commands:
-                channel, resumed, follower = opened.pop(command.channel)
-                if resumed.recovered is False or command is commands[-1]:  # one id says where it stands in all
-                    connection.opened(command, resumed)
-                connection.hear(channel, follower)
+            try:
+                self.entrance.look_again(connection)
+                for command in commands:
+                    channel, resumed, follower = opened[command.channel]
+                    if resumed.recovered is False or command is commands[-1]:  # one id says where it stands in all
+                        connection.opened(command, resumed)
+                    del opened[command.channel]
+                    connection.hear(channel, follower)
+            except BaseException:
+                connection.socket.abort()
+                connection.on_closed(Close.ABNORMAL)  # nobody drives a portable socket yet, so it cannot tell
+                raise
         finally:
             for channel, _, _ in opened.values():
                 self.hub.release(channel)

@@ -109,6 +109,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._untold = 0
         # Upgraded or refused: nothing that still comes is ours.
         self._done = False
+        # The request that is being answered, or was last; `cycle` may stand behind it in the pipeline.
+        self._running: RequestResponseCycle | None = None
 
     # What the transport and the server tell.
 
@@ -135,6 +137,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Nothing is awaited any more."""
         self._done = True
         self._cancel()
+        self._drop_pipeline()
         super().connection_lost(exc)
 
     def handle_websocket_upgrade(self) -> None:
@@ -152,6 +155,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Begin to answer a request."""
+        self._running = cycle
         super()._start_asgi_task(cycle, partial(self._answer, cycle, app))
 
     async def _answer(self, cycle: RequestResponseCycle, app: Any, scope: Any, receive: Any, send: Any) -> None:
@@ -166,20 +170,22 @@ class HttpProtocol(HttpToolsProtocol):
         """The `Handover` in the scope of a request.
 
         Raises:
-            RuntimeError: the head of the response has not been sent, or the response is complete.
+            RuntimeError: the peer is there, and the head of the response has not been sent or the response is complete.
         """
-        if not cycle.response_started or cycle.response_complete:
+        # For a peer that has left uvicorn writes no head; a transport that closes has yet to tell `connection_lost`.
+        gone = cycle.disconnected or self.transport.is_closing()
+        if not gone and (not cycle.response_started or cycle.response_complete):
             raise RuntimeError("hand a response over once, after its head")
-        gone = cycle.disconnected
+        cycle.disconnected = True  # uvicorn writes nothing more for it
         if not gone:
-            self._done = cycle.disconnected = True  # uvicorn writes nothing more for it
+            self._done = True
             self._cancel()
             self._unset_keepalive_if_required()
             self.connections.discard(self)
             self.flow.resume_reading()
             # What was asked behind it is never answered; and these would be cycles.
             self.pipeline.clear()
-            self.parser = self.cycle = cast("Any", None)
+            self.parser = self.cycle = self._running = cast("Any", None)
         return DetachedStream(
             self.transport,
             loop=self.loop,
@@ -187,8 +193,16 @@ class HttpProtocol(HttpToolsProtocol):
             receiver=receiver,
             limits=limits,
             framing=CHUNKS if cycle.chunked_encoding else PIECES,
+            paused=self.flow.write_paused,
             gone=gone,
         )
+
+    def _drop_pipeline(self) -> None:
+        """What waits behind the running request is never answered, so that one is the last: uvicorn tells only the last
+        that the peer has left.
+        """
+        self.pipeline.clear()
+        self.cycle = cast("Any", self._running)
 
     # What the parser tells.
 
@@ -289,9 +303,10 @@ class HttpProtocol(HttpToolsProtocol):
         answerable = pending is None
         if cycle is not None and self._step % 2 == 1 and cycle.scope is self.scope:  # it is this request's
             answerable = not cycle.response_started and not self.pipeline
+        self._drop_pipeline()
         if pending is not None:
-            pending.disconnected = True
-            pending.message_event.set()
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         if not self.transport.is_closing():
             if answerable:
                 self.transport.write(self._refusal(status))

@@ -65,7 +65,8 @@ class DetachedStream(asyncio.Protocol):
         receiver: hears of slowness and of the end.
         limits: `high_mark` and `close_seconds` count.
         framing: of the body.
-        gone: the peer has left already.
+        paused: the transport has told that more is waiting than it likes, and not yet that it has drained.
+        gone: the peer has left already, or the transport is closing: it is not touched.
     """
 
     __slots__ = (
@@ -92,10 +93,11 @@ class DetachedStream(asyncio.Protocol):
         receiver: Receiver,
         limits: Limits,
         framing: Chunks | Pieces,
+        paused: bool,
         gone: bool,
     ) -> None:
-        self.write: Callable[[bytes], None] = transport.write
-        self.paused = False
+        self.write: Callable[[bytes], None] = ignore if gone else transport.write
+        self.paused = paused and not gone
         self.heard = math.inf
         self.framing = framing
         self._transport = transport
@@ -104,11 +106,13 @@ class DetachedStream(asyncio.Protocol):
         self._receiver: Receiver | None = receiver
         self._limits = limits
         self._room = ROOM
-        self._ending = False
+        self._ending = gone
         self._timer: asyncio.TimerHandle | None = None
         if gone:
             loop.call_soon(self.connection_lost, None)
             return
+        if paused:
+            loop.call_soon(self._tell_paused)
         connections.add(self)
         transport.set_protocol(self)
         bound_buffers(transport, limits)
@@ -158,8 +162,7 @@ class DetachedStream(asyncio.Protocol):
     def pause_writing(self) -> None:
         """More than the high mark is waiting. May come from within `write`."""
         self.paused = True
-        if self._receiver is not None and not self._ending:
-            self._receiver.on_paused()
+        self._tell_paused()
 
     def resume_writing(self) -> None:
         """What was waiting has drained."""
@@ -182,6 +185,10 @@ class DetachedStream(asyncio.Protocol):
         """Told by uvicorn when the server stops; it waits until this socket has left its set."""
         if self._receiver is not None and not self._ending:
             self._receiver.on_shutdown()
+
+    def _tell_paused(self) -> None:
+        if self._receiver is not None and not self._ending and self.paused:
+            self._receiver.on_paused()
 
     def _stop(self) -> None:
         """Nothing is written from here on, and the flush may not wait for ever on the peer."""

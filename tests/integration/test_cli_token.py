@@ -63,7 +63,6 @@ async def test_the_command_prints_a_token_that_the_service_takes() -> None:
         Verb.PUBLISH: ("room:42", "user:{user}"),
         Verb.SUBSCRIBE: ("room:*",),
         Verb.HISTORY: ("*",),
-        Verb.PRESENCE: (),
     }
 
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import secrets
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -183,7 +184,6 @@ async def test_what_cannot_be_served_is_refused_with_a_reason(either: Service, c
     some = "4c1f-1"
     assert await refusal(either) == (422, "bad_request")
     assert await refusal(either, "%20") == (400, "bad_channel")
-    assert await refusal(either, channel, channel) == (409, "already_subscribed")
     assert await refusal(either, *(f"{channel}:{i}" for i in range(33))) == (429, "too_many_subscriptions")
     for bad in (f"{channel}={some}", "x", f"{some},", f"{some} "[:-1] + "-"):
         assert await refusal(either, channel, since=bad) == (400, "bad_position")
@@ -204,6 +204,28 @@ async def test_what_cannot_be_served_is_refused_with_a_reason(either: Service, c
             method, f"{either.url}/sse?channel=a", headers={"content-type": "application/json"}, verify=NO_TLS
         )
         assert (answer.status_code, answer.headers["allow"]) == (405, "GET"), method
+
+
+async def test_a_channel_that_is_named_twice_counts_once(either: Service, channel: str) -> None:
+    async with listen(either, *[channel] * 33) as stream:
+        posted = either.post(channel, {"data": 1}).json()["id"]
+        heard = await stream.read()
+        assert (heard.data["data"], heard.id) == (1, posted)
+
+
+async def test_clients_that_leave_before_the_head_are_no_faults(either: Service, channel: str) -> None:
+    def count(name: str) -> float:
+        return sum(either.metric(name).values())
+
+    asked = f"GET /sse?channel={channel} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+    until(lambda: count("connections") == 0)
+    opened = count("connections_opened_total")
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", either.port)) as sock:
+            sock.sendall(asked)
+    await asyncio.to_thread(until, lambda: count("connections_opened_total") >= opened + 20)
+    await asyncio.to_thread(until, lambda: count("connections") == 0)
+    assert "Traceback" not in either.log()
 
 
 async def test_who_takes_anything_or_says_nothing_gets_events(either: Service, channel: str) -> None:

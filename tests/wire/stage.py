@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 LIMIT = 65_536
 LIMITS = Limits(message=LIMIT, high_mark=131_072, close_seconds=1.0)
+MUCH = b"x" * 6_000_000
 OURS = "tests.wire.stage:Impatient"
 HTTP = "app.sockets.handshake:HttpProtocol"
 
@@ -204,9 +205,11 @@ class Server:
 
     async def answer(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """An HTTP request: 204, at once and whatever the body, except for `/body` (200 with the size of the body),
-        `/late`, which does the same after twice the deadline, and `/stream`, which begins with a word and goes on.
+        `/late`, which does the same after twice the deadline, and those that go on: `/stream` begins with a word,
+        `/much` with more than a peer takes unread, `/gone` when the peer has left, `/closing` (with much) when the
+        transport is about to close.
         """
-        if scope["path"] == "/stream":
+        if scope["path"] in {"/stream", "/much", "/gone", "/closing"}:
             await self.stream(scope, receive, send)
             return
         headers: list[tuple[bytes, bytes]] = []
@@ -232,11 +235,16 @@ class Server:
 
     async def stream(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """A response without end, given away where that is offered."""
+        handover = scope.get("extensions", {}).get(EXTENSION)
+        while scope["path"] == "/gone" and (await receive())["type"] != "http.disconnect":
+            pass
+        word = b"word\n" if scope["path"] in {"/stream", "/gone"} else MUCH
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
-        await send({"type": "http.response.body", "body": b"word\n", "more_body": True})
+        await send({"type": "http.response.body", "body": word, "more_body": True})
+        while scope["path"] == "/closing" and not handover.func.__self__.transport.is_closing():
+            await asyncio.sleep(0.005)
         echo = Echo()
         self.echoes[scope["client"][1]] = echo
-        handover = scope.get("extensions", {}).get(EXTENSION)
         echo.socket = AsgiStream(receive, send, self.limits) if handover is None else handover(echo, self.limits)
         echo.ready.set()
         if isinstance(echo.socket, AsgiStream):

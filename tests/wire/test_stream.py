@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import socket
 import time
 from collections import Counter
@@ -76,6 +77,11 @@ class Reader:
 
     def __exit__(self, *_: object) -> None:
         self.sock.close()
+
+
+def get(path: str) -> bytes:
+    """A request for another path."""
+    return GET.replace(b"/stream", path.encode())
 
 
 def write(server: Server, echo: Echo, *payloads: bytes) -> None:
@@ -164,6 +170,80 @@ def test_a_peer_that_leaves_is_known_at_once(held: Server) -> None:
             assert reader.echo.told == ["closed"]
             write(held, reader.echo, b"to nobody")
     wait_for(lambda: not held.connections)
+
+
+@pytest.mark.parametrize("behind", ["", "/", "/stream"])
+def test_a_peer_that_left_before_the_head_is_an_end_like_others(
+    held: Server, caplog: pytest.LogCaptureFixture, behind: str
+) -> None:
+    if behind and held.config.http != HTTP:
+        pytest.skip("uvicorn tells the last of several requests only")
+    with caplog.at_level(logging.ERROR, "uvicorn.error"):
+        with socket.create_connection(("127.0.0.1", held.port), 10) as sock:
+            port = sock.getsockname()[1]
+            sock.sendall(get("/") + get("/gone") + (get(behind) if behind else b""))
+            assert sock.recv(1000).startswith(b"HTTP/1.1 204")
+        echo = wait_for(lambda: held.echoes.get(port))
+        assert echo is not None
+        wait_for(lambda: echo.code is not None)
+        write(held, echo, b"to nobody")
+        held.call(partial(echo.socket.close, 1012))
+        held.call(echo.socket.abort)
+        wait_for(lambda: not held.connections)
+        assert echo.told == ["closed"]
+    assert not caplog.records
+
+
+def test_a_transport_that_is_closing_is_not_taken_over(held: Server, caplog: pytest.LogCaptureFixture) -> None:
+    if held.config.http != HTTP:
+        pytest.skip("nothing is taken over")
+    with caplog.at_level(logging.ERROR, "uvicorn.error"), socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(10)
+        sock.connect(("127.0.0.1", held.port))
+        port = sock.getsockname()[1]
+        sock.sendall(get("/closing"))
+        assert sock.recv(10)
+        sock.shutdown(socket.SHUT_WR)
+        echo = wait_for(lambda: held.echoes.get(port))
+        assert echo is not None
+        wait_for(lambda: echo.code is not None)
+        write(held, echo, b"to nobody")
+        while sock.recv(1_000_000):  # what was waiting is not lost
+            pass
+        wait_for(lambda: not held.connections)
+        assert echo.told == ["closed"]
+    assert not caplog.records
+
+
+def test_a_peer_that_was_slow_before_is_slow(held: Server) -> None:
+    if held.config.http != HTTP:
+        pytest.skip("nothing is taken over")
+    with Reader(held, get("/much"), receive_buffer=4096) as reader:
+        assert reader.echo.socket.paused
+        wait_for(lambda: reader.echo.told == ["paused"])
+        write(held, reader.echo, b"more")
+        tail = b""
+        while tail != b"4\r\nmore\r\n":
+            tail = (tail + reader.sock.recv(1_000_000))[-9:]
+        wait_for(lambda: reader.echo.told == ["paused", "resumed"])
+        assert not reader.echo.socket.paused
+
+
+def test_a_request_before_one_that_is_refused_is_at_its_end(held: Server, caplog: pytest.LogCaptureFixture) -> None:
+    if held.config.http != HTTP:
+        pytest.skip("uvicorn tells the last of several requests only")
+    with (
+        caplog.at_level(logging.ERROR, "uvicorn.error"),
+        socket.create_connection(("127.0.0.1", held.port), 10) as sock,
+    ):
+        sock.sendall(get("/gone") + get("/") + b"no request\r\n\r\n")
+        assert sock.recv(1000) == b""
+        echo = wait_for(lambda: held.echoes.get(sock.getsockname()[1]))
+        assert echo is not None
+        wait_for(lambda: echo.told == ["closed"])
+    wait_for(lambda: not held.connections)
+    assert not caplog.records
 
 
 def test_what_stands_behind_the_request_is_not_answered(held: Server) -> None:
