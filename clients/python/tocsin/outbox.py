@@ -188,6 +188,17 @@ class Outbox:
         self._hold = 0.0
         return ended
 
+    def disown(self) -> list[tuple[int, TocsinError]]:
+        """The connection is another user's now: what one has said is not sent as another's. The service knows a key as
+        its user's alone, so that it would be published twice.
+        """
+        ended: list[tuple[int, TocsinError]] = [
+            (ref, entry.timeout()) for ref, entry in self._entries.items() if entry.publish
+        ]
+        for ref, _ in ended:
+            self.remove(ref)
+        return ended
+
     def expire(self, now: float) -> list[tuple[int, TocsinError]]:
         """What has to be given up."""
         ended: list[tuple[int, TocsinError]] = []

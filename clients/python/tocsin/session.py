@@ -316,6 +316,8 @@ class Session:
                 assert_never(frame)
 
     def _on_welcome(self, frame: frames.Welcome, now: float) -> None:
+        if self.welcome is not None and self.welcome.user != frame.user:
+            self._effects += [Settle(ref, error) for ref, error in self._outbox.disown()]
         self.welcome = frame
         self._outbox.key_seconds = frame.key_seconds
         self._outbox.max_data = frame.max_data

@@ -196,6 +196,20 @@ def test_a_key_is_not_used_after_the_machine_has_slept(player: Player) -> None:
     assert outcome.sent
 
 
+def test_what_one_user_has_said_is_not_sent_as_another() -> None:
+    player = Player()
+    player.open(user="ada")
+    sent = player.publish("by ada")
+    player.cut()
+    unsent = player.publish("by ada, too")
+    player.wait()
+    player.accept(user="bob")
+    player.carry_down()
+    assert types(player) == ["publish"]
+    outcomes = player.settled[sent], player.settled[unsent]
+    assert [isinstance(outcome, PublishTimeout) and outcome.sent for outcome in outcomes] == [True, False]
+
+
 def test_time_goes_on_while_the_machine_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
     if hasattr(time, "CLOCK_BOOTTIME"):
         monkeypatch.setattr(time, "clock_gettime", {time.CLOCK_BOOTTIME: 4.0}.__getitem__)
