@@ -6,6 +6,7 @@ import { TocsinError, isTransient, refusal } from "./errors.js";
 import { Events } from "./events.js";
 import { encodeData, newKey } from "./wire.js";
 
+const GAPS = /expired|diverged|cleared/;
 const LISTED = 500; // members above which the service tells only their number
 
 export class Channel extends Emitter {
@@ -46,8 +47,8 @@ export class Channel extends Emitter {
   unsubscribe() {
     if (!this.#wanted) return;
     this.#connection._command({ type: "unsubscribe", channel: this.name });
-    this._end(new TocsinError("closed", "unsubscribed"));
     this.position = null;
+    this._end(new TocsinError("closed", "unsubscribed"));
   }
 
   async publish(data, { key = newKey(), timeout, ephemeral = false } = {}) {
@@ -103,13 +104,12 @@ export class Channel extends Emitter {
     }
   }
 
-  _lost() {
-    if (this.#wanted) this._become("subscribing");
-  }
-
-  /* What was missed cannot be had, says 4510. */
-  _forget(reason) {
-    if (this.#wanted) this.#lose(reason, null);
+  /* The connection is gone. `gap`: why what was missed cannot be had, if that was said (4510). */
+  _lost(gap) {
+    const wanted = this.#wanted;
+    if (!wanted) return;
+    this._become("subscribing");
+    if (gap !== undefined && wanted === this.#wanted) this.#lose(GAPS.exec(gap)?.[0] ?? "expired", null);
   }
 
   _end(error) {

@@ -115,9 +115,9 @@ export class Connection extends Emitter {
   async #begin() {
     this.#ended = null;
     this.#deafen ??= listenToPage((what) => this.#onPage(what));
-    this.#release();
-    this._become("connecting");
-    const turn = this.#turn;
+    const turn = this.#release();
+    if (turn === this.#turn) this._become("connecting");
+    if (turn !== this.#turn) return; // by a listener
     const { getToken, WebSocket } = this.#options;
     try {
       const token = (await (async () => getToken?.())()) ?? null; // never before whoever called could listen
@@ -158,7 +158,9 @@ export class Connection extends Emitter {
     this.#silence = 2000 * welcome.ping;
     this.#after(this.#silence, () => this.#listenOn());
     this.#renewBefore(welcome.expires_at);
+    const turn = this.#turn;
     for (const channel of this.#channels.values()) channel._open();
+    if (turn !== this.#turn) return; // by a listener
     this.#outbox.opened(welcome, (text) => this.#socket.send(text));
     this._become("open");
   }
@@ -170,8 +172,7 @@ export class Connection extends Emitter {
       this.#renewed = false;
     }
     const after = this.#returnAfter;
-    this.#release();
-    if (code === GAP) for (const channel of this.#channels.values()) channel._forget(reason || "expired");
+    if (this.#release(code === GAP ? reason : undefined) !== this.#turn) return;
     const why = { code, reason };
     if (code === UNAUTHORIZED) this.#refused(why);
     else if (STOPS.test(code)) this.#stop(new TocsinError("stopped", `${code} ${reason}`), why);
@@ -225,25 +226,28 @@ export class Connection extends Emitter {
   }
 
   #stop(error, why = { reason: error.message }) {
-    this.#release();
     this.#ended = error;
     this.#deafen?.();
     this.#deafen = null;
+    const turn = this.#release();
+    if (turn !== this.#turn) return;
     this.#outbox.stop(error);
     for (const channel of this.#channels.values()) channel._end(error);
-    this._become("stopped", error.code === "closed" ? why : { ...why, error });
+    if (turn === this.#turn) this._become("stopped", error.code === "closed" ? why : { ...why, error });
   }
 
-  /* The turn is over: give up its socket, and tell all who had a part in it. */
-  #release() {
-    this.#turn++;
+  /* The turn is over: give up its socket, and tell all who had a part in it. `gap`: why what they missed cannot be had.
+     Returns the new turn, which is over, too, if one who was told has called `close` or `connect`. */
+  #release(gap) {
+    const turn = ++this.#turn;
     this.#clock.clearTimeout(this.#timer);
     this.#clock.clearTimeout(this.#tokenTimer);
     this.#socket?.close();
     this.#socket = this.#openedAt = this.#returnAfter = null;
     this.#answers.clear();
     this.#outbox.lost();
-    for (const channel of this.#channels.values()) channel._lost();
+    for (const channel of this.#channels.values()) channel._lost(gap);
+    return turn;
   }
 
   /* Something comes in every interval, if only `alive`. A timer that is late says that this machine slept: then ask. */
@@ -282,8 +286,8 @@ export class Connection extends Emitter {
 
   #onPage(what) {
     if (what === "asleep") {
-      this.#release(); // a page with a connection may not be kept
-      this._become("waiting", { reason: "the page is put away" });
+      // A page with a connection may not be kept.
+      if (this.#release() === this.#turn) this._become("waiting", { reason: "the page is put away" });
     } else if (this.state === "open") this.#probe();
     else if (what === "offline") return;
     else if (this.state === "waiting") this.#after(Math.max(0, this.#notBefore - this.#clock.now()), () => this.#begin());

@@ -108,7 +108,7 @@ test("4510 comes back at once, without its old since, but not again and again", 
   const stage = await staged(connect);
   await stage.open();
   const { told } = await joined(stage);
-  stage.socket().end(4510, "diverged");
+  stage.socket().end(4510, "gap: diverged; reload and connect without since");
   assert.deepEqual(told.gap.map(({ reason, position }) => [reason, position]), [["diverged", null]]);
   await stage.clock.pass(0);
   await stage.open();
@@ -351,6 +351,63 @@ test("`close` stops for good, also while something is under way", async () => {
   assert.deepEqual([stage.sockets.length, stage.tocsin.state], [0, "stopped"]);
   assert.equal(stage.changes.at(-1).error, undefined);
 });
+
+/* What a listener may be told while the connection changes hands. */
+const LOST = [1006, 1012, 4403, 4510, 4529];
+for (const [name, codes, closeIn] of [
+  ["a channel's `subscribing`", [...LOST, 4401], (stage, room) => room.on("state", ({ state }) => state === "subscribing" && stage.tocsin.close())],
+  ["a gap", [4510], (stage, room) => room.on("gap", () => stage.tocsin.close())],
+  ["`connecting`", [...LOST, 4401], (stage) => stage.tocsin.on("state", ({ state }) => state === "connecting" && stage.tocsin.close())],
+  ["`waiting`", LOST, (stage) => stage.tocsin.on("state", ({ state }) => state === "waiting" && stage.tocsin.close())],
+]) {
+  test(`\`close\` in a listener for ${name} stops for good`, async () => {
+    for (const code of codes) {
+      const stage = await staged(connect, { getToken: () => "t" });
+      await stage.open();
+      const { room } = await joined(stage);
+      closeIn(stage, room);
+      stage.socket().end(code, "gap: diverged; reload");
+      await stage.clock.pass(120_000);
+      assert.deepEqual([stage.tocsin.state, stage.changes.at(-1).state, room.state], ["stopped", "stopped", "unsubscribed"]);
+      assert.deepEqual([stage.sockets.length, stage.clock.pending], [1, 0], `after ${code}`);
+    }
+  });
+}
+
+test("`close` while the channels are opened stops for good", async () => {
+  const stage = await staged(connect);
+  const room = stage.tocsin.channel("room:42", { presence: { info: { n: 1n } } }); // which no JSON holds
+  room.on("state", ({ state }) => state === "unsubscribed" && stage.tocsin.close());
+  room.subscribe();
+  const publishing = assert.rejects(room.publish(1), { code: "closed" });
+  await stage.open();
+  await publishing;
+  assert.deepEqual([stage.tocsin.state, stage.changes.at(-1).state, stage.clock.pending], ["stopped", "stopped", 0]);
+});
+
+test("`connect` in a listener is not undone by the stop that it was told of", async () => {
+  for (const told of ["subscribing", "unsubscribed"]) {
+    const stage = await staged(connect);
+    await stage.open();
+    const { room } = await joined(stage);
+    const off = room.on("state", ({ state }) => state === told && (off(), stage.tocsin.connect()));
+    stage.socket().end(4403);
+    await settled();
+    assert.deepEqual([stage.tocsin.state, stage.sockets.length], ["connecting", 2]);
+    await stage.open();
+    assert.equal(stage.tocsin.state, "open");
+  }
+});
+
+test("a page that is put away may be closed for good by a listener", () =>
+  onPage(async ({ tell }) => {
+    const stage = await staged(connect);
+    await stage.open();
+    const { room } = await joined(stage);
+    room.on("state", ({ state }) => state === "subscribing" && stage.tocsin.close());
+    tell("pagehide", { persisted: true });
+    assert.deepEqual([stage.tocsin.state, stage.changes.at(-1).state], ["stopped", "stopped"]);
+  }));
 
 test("an answer about a refused upgrade that comes after `close` changes nothing", async () => {
   const stage = await staged(connect, { fetched: refused(503, "draining") });
