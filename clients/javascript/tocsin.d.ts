@@ -107,7 +107,8 @@ export interface Channel<Data = any> extends AsyncIterable<Event<Data>> {
   /**
    * Publish JSON, or bytes as binary: exactly once, through any number of connections.
    *
-   * Resolves when the message is in the log. Rejects with `PublishTimeout`, `OutboxFull`, or what the service refuses.
+   * Resolves when the message is in the log. Rejects with `PublishTimeout`, `OutboxFull`, or what the service refuses;
+   * with `user_changed` when it had not been sent before the connection became another user's.
    */
   publish(data: Data | Uint8Array | ArrayBuffer, options?: PublishOptions): Promise<Ack>;
   /** A page of the log. Rejects with `gone` and a `position` when the log does not reach back to `since`. */
@@ -218,7 +219,7 @@ export interface Member {
   info: any;
 }
 
-/** `code`: of the service (docs/protocol.md), or `closed`, `stopped`, `timeout`, `behind`. */
+/** `code`: of the service (docs/protocol.md), or `closed`, `stopped`, `timeout`, `user_changed`, `behind`. */
 export class TocsinError extends Error {
   readonly code: string;
   /** Seconds after which trying the same again may help. */

@@ -15,6 +15,7 @@ export class Outbox {
   #limit;
   #entries = new Map(); // by ref, in the order in which they were given
   #onWire = 0;
+  #user; // of the last connection: the service knows a key as its user's alone
   #line = null; // while there is a connection: what it was welcomed with, and how to send
   #gap = 0; // ms between commands, once the service has found them too fast
   #slowedAt = 0;
@@ -38,7 +39,16 @@ export class Outbox {
     });
   }
 
+  /* What one user has said is never sent as another's. What was given since this connection was begun is the new
+     one's. */
   opened(welcome, send) {
+    if (this.#user !== undefined && this.#user !== welcome.user) {
+      const error = new TocsinError("user_changed", "it was not sent: the connection is another user's now");
+      for (const entry of this.#entries.values()) {
+        if (entry.earlier && isPublish(entry)) this.#settle(entry, unanswered(entry, error));
+      }
+    }
+    this.#user = welcome.user;
     this.#line = { send, most: welcome.max_data, keep: welcome.key_seconds * 1000 * KEEP };
     this.#flush();
   }
@@ -48,13 +58,14 @@ export class Outbox {
     this.#hold(0);
     for (const entry of this.#entries.values()) {
       this.#takeOff(entry);
+      entry.earlier = true;
       if (entry.ephemeral) this.#settle(entry, timeout(entry)); // the service would not know it again
     }
   }
 
   /* No connection will be made any more. */
   stop(error) {
-    for (const entry of this.#entries.values()) this.#settle(entry, isPublish(entry) && entry.sent ? timeout(entry) : error);
+    for (const entry of this.#entries.values()) this.#settle(entry, unanswered(entry, error));
   }
 
   answer(frame) {
@@ -141,6 +152,11 @@ export class Outbox {
 
 function isPublish(entry) {
   return entry.size !== undefined;
+}
+
+/* Why a command is given up: its `error`, unless it may have been heeded. */
+function unanswered(entry, error) {
+  return isPublish(entry) && entry.sent ? timeout(entry) : error;
 }
 
 function timeout(entry) {

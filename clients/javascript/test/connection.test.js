@@ -355,7 +355,11 @@ test("`close` stops for good, also while something is under way", async () => {
 /* What a listener may be told while the connection changes hands. */
 const LOST = [1006, 1012, 4403, 4510, 4529];
 for (const [name, codes, closeIn] of [
-  ["a channel's `subscribing`", [...LOST, 4401], (stage, room) => room.on("state", ({ state }) => state === "subscribing" && stage.tocsin.close())],
+  [
+    "a channel's `subscribing`",
+    [...LOST, 4401],
+    (stage, room) => room.on("state", ({ state }) => state === "subscribing" && stage.tocsin.close()),
+  ],
   ["a gap", [4510], (stage, room) => room.on("gap", () => stage.tocsin.close())],
   ["`connecting`", [...LOST, 4401], (stage) => stage.tocsin.on("state", ({ state }) => state === "connecting" && stage.tocsin.close())],
   ["`waiting`", LOST, (stage) => stage.tocsin.on("state", ({ state }) => state === "waiting" && stage.tocsin.close())],

@@ -80,6 +80,31 @@ test("a machine that slept gives up old keys before it sends anything", async ()
   assert.deepEqual([publishes(stage.socket()).length, publishing.error.sent], [0, true]);
 });
 
+test("what one user has published is not sent as another, and what the next one publishes is", async () => {
+  const stage = await staged(connect);
+  const room = stage.tocsin.channel("room:42");
+  const early = outcome(room.publish("before anybody was known"));
+  await stage.open({ user: "ada" });
+  stage.socket().answer("publish", published(1));
+  const sent = outcome(room.publish("sent as ada"));
+  const reading = outcome(room.history());
+  stage.socket().end(1012);
+  const unsent = outcome(room.publish("said while ada was away"));
+  await stage.clock.pass(250);
+  await stage.open({ user: "ada" });
+  assert.deepEqual(publishes(stage.socket()).map(({ data }) => data), ["sent as ada", "said while ada was away"]);
+  stage.socket().end(1012);
+  const waiting = outcome(room.publish("and again"));
+  stage.tocsin.connect(); // with bob's token
+  const bobs = outcome(room.publish("said as bob"));
+  await settled();
+  await stage.open({ user: "bob" });
+  assert.deepEqual(stage.socket().said.map(({ type, data }) => data ?? type), ["history", "said as bob"]);
+  assert.deepEqual([sent, unsent].map(({ error }) => [error.name, error.sent]), Array(2).fill(["PublishTimeout", true]));
+  assert.deepEqual([waiting.error.name, waiting.error.code], ["TocsinError", "user_changed"]);
+  assert.deepEqual([early, reading, bobs].map(({ state }) => state), ["kept", "pending", "pending"]);
+});
+
 test("a timeout of one's own ends the wait, sent or not", async () => {
   const stage = await staged(connect);
   const room = stage.tocsin.channel("room:42");
