@@ -4,7 +4,7 @@
 export function connect(url: string | URL, options?: Options): Connection;
 
 export interface Options {
-  /** Called for each connection, and before a token ends. Without a token (null) one is anonymous. */
+  /** Called for each connection, and before a token ends. Without a token (null) one is anonymous. Has 15 s. */
   getToken?: () => string | null | undefined | Promise<string | null | undefined>;
   /** Commands that may wait for their answer at once: 1,000. */
   outbox?: number;

@@ -14,7 +14,7 @@ import { BEARER, PROTOCOL, decode, encode } from "./wire.js";
 const STOPS = /^(100[023789]|44\d\d)$/;
 const [CUT, UNAUTHORIZED, GAP, ABUSE] = [1006, 4401, 4510, 4529];
 const HEALTHY = 10_000; // ms open, after which the next failure counts as the first
-const OPENING = 15_000; // ms from the first byte of an attempt to `welcome`
+const OPENING = 15_000; // ms in which there is a token; and from the first byte of an attempt to `welcome`
 const PROBE = 5000; // ms in which a connection that may be dead shows that it is not
 const AWAY = 30_000; // ms to stay away after 4529
 const LONGEST = 2 ** 31 - 1; // ms that a timer can wait
@@ -118,9 +118,9 @@ export class Connection extends Emitter {
     const turn = this.#release();
     if (turn === this.#turn) this._become("connecting");
     if (turn !== this.#turn) return; // by a listener
-    const { getToken, WebSocket } = this.#options;
+    const { WebSocket } = this.#options;
     try {
-      const token = (await (async () => getToken?.())()) ?? null; // never before whoever called could listen
+      const token = await this.#askToken(); // never before whoever called could listen
       if (turn !== this.#turn) return;
       this.#token = token;
     } catch (error) {
@@ -136,6 +136,22 @@ export class Connection extends Emitter {
     this.#socket.onclose = this.#now(({ code, reason }) => this.#closed(code, reason));
     this.#socket.onerror = () => {}; // a close follows; `ws` throws where nobody listens
     this.#after(OPENING, () => this.#closed(CUT, "no answer"));
+  }
+
+  /* Whose token it is now; null for nobody's. Also who never answers has failed. */
+  async #askToken() {
+    const { getToken } = this.#options;
+    if (!getToken) return null;
+    let timer;
+    const late = new Promise((_, reject) => {
+      const give = () => reject(new TocsinError("timeout", "getToken gave none in time"));
+      this.#tokenTimer = timer = this.#clock.setTimeout(give, OPENING);
+    });
+    try {
+      return (await Promise.race([getToken(), late])) ?? null;
+    } finally {
+      this.#clock.clearTimeout(timer);
+    }
   }
 
   #received(data) {
@@ -280,7 +296,7 @@ export class Connection extends Emitter {
         else again();
       }),
     );
-    const renew = this.#now(() => Promise.resolve(this.#options.getToken()).then(show).catch(again));
+    const renew = this.#now(() => this.#askToken().then(show).catch(again));
     this.#tokenTimer = this.#clock.setTimeout(renew, Math.min(ms, LONGEST));
   }
 

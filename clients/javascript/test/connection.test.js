@@ -268,6 +268,40 @@ test("a token that cannot be had is asked for again", async () => {
   assert.deepEqual([tries, stage.sockets.length], [3, 1]);
 });
 
+test("a token that is never given is given up, and one that comes later is not used", async () => {
+  const given = [];
+  const stage = await staged(connect, { getToken: () => new Promise((give) => given.push(give)) });
+  await stage.clock.pass(14_999);
+  assert.equal(stage.tocsin.state, "connecting");
+  await stage.clock.pass(1);
+  assert.deepEqual([stage.tocsin.state, stage.changes.at(-1).error.code], ["waiting", "timeout"]);
+  given[0]("late");
+  await stage.clock.pass(250);
+  assert.deepEqual([given.length, stage.sockets.length, stage.asked.length], [2, 0, 0]);
+  given[1]("t");
+  await settled();
+  assert.deepEqual(stage.socket().protocols, ["tocsin.v1", "tocsin.bearer.t"]);
+  assert.equal(stage.clock.pending, 1); // of opening
+  stage.tocsin.connect();
+  stage.tocsin.close();
+  assert.equal(stage.clock.pending, 0);
+});
+
+for (const [name, fail] of [
+  ["throws", () => { throw new Error("the login server is away"); }],
+  ["is never given", () => new Promise(() => {})],
+]) {
+  test(`a new token that ${name} is asked for again`, async () => {
+    let tokens = 0;
+    const stage = await staged(connect, { getToken: () => (++tokens === 2 ? fail() : `t${tokens}`) });
+    await stage.open({ expires_at: stage.clock.now() / 1000 + 100 });
+    await stage.live(80_000);
+    assert.equal(tokens, 2);
+    await stage.live(15_000 + 1250);
+    assert.equal(stage.socket().last("authenticate").token, "t3");
+  });
+}
+
 test("a socket that says nothing for two intervals is dead", async () => {
   const stage = await staged(connect);
   await stage.open({ ping: 10 });
