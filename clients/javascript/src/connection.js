@@ -15,6 +15,7 @@ const STOPS = /^(100[023789]|44\d\d)$/;
 const [CUT, UNAUTHORIZED, GAP, ABUSE] = [1006, 4401, 4510, 4529];
 const HEALTHY = 10_000; // ms open, after which the next failure counts as the first
 const OPENING = 15_000; // ms in which there is a token; and from the first byte of an attempt to `welcome`
+const RENEWED = 30_000; // ms at least from one renewal to the next
 const PROBE = 5000; // ms in which a connection that may be dead shows that it is not
 const AWAY = 30_000; // ms to stay away after 4529
 const LONGEST = 2 ** 31 - 1; // ms that a timer can wait
@@ -280,18 +281,19 @@ export class Connection extends Emitter {
     this.#after(PROBE, () => (this.#heardAt >= asked ? this.#listenOn() : this.#closed(CUT, "no answer")));
   }
 
-  /* Show a new token before the old one ends. */
-  #renewBefore(expiresAt) {
-    if (!expiresAt || !this.#options.getToken) return;
+  /* Show a new token before the old one ends; not again and again where this machine's clock is ahead. If it has ended
+     by that clock and was taken all the same, 4401 will say when it has. */
+  #renewBefore(expiresAt, least = 1000) {
     const left = expiresAt * 1000 - this.#clock.now();
-    this.#renewAfter(Math.max(1000, left - Math.min(60_000, left / 5)), 0);
+    if (left <= 0 || !expiresAt || !this.#options.getToken) return;
+    this.#renewAfter(Math.max(least, left - Math.min(60_000, left / 5)), 0);
   }
 
   #renewAfter(ms, failures) {
     const again = this.#now(() => this.#renewAfter(1000 + backoff(failures, this.#options.random), failures + 1));
     const show = this.#now((token) =>
       this._command({ type: "authenticate", token }, (answer) => {
-        if (answer.type !== "error") this.#renewBefore(answer.expires_at);
+        if (answer.type !== "error") this.#renewBefore(answer.expires_at, RENEWED);
         else if (answer.code === "forbidden") this.#begin(); // of somebody else, who connects anew
         else again();
       }),

@@ -268,6 +268,26 @@ test("a token that cannot be had is asked for again", async () => {
   assert.deepEqual([tries, stage.sockets.length], [3, 1]);
 });
 
+test("a clock that is ahead makes no storm of tokens", async () => {
+  for (const [ahead, most] of [[-1, 0], [0, 0], [3, 20], [10, 20]]) { // seconds by which tokens seem to be good
+    let tokens = 0;
+    const stage = await staged(connect, { getToken: () => `t${++tokens}` });
+    const expires = () => ({ expires_at: stage.clock.now() / 1000 + ahead });
+    await stage.open(expires());
+    let shown;
+    for (let second = 0; second < 600; second++) {
+      await stage.live(1000);
+      const last = stage.socket().last("authenticate");
+      if (last !== shown) stage.socket().answer("authenticate", { type: "authenticated", user: "ada", ...expires() });
+      shown = last;
+    }
+    assert.ok(tokens - 1 <= most && (most === 0 || tokens > 15), `${tokens} tokens in ten minutes`);
+    stage.socket().end(4401);
+    await settled();
+    assert.equal(stage.sockets.length, 2); // then it is told
+  }
+});
+
 test("a token that is never given is given up, and one that comes later is not used", async () => {
   const given = [];
   const stage = await staged(connect, { getToken: () => new Promise((give) => given.push(give)) });
