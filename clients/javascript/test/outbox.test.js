@@ -237,6 +237,39 @@ for (const limit of [{ rate: 100, burst: 200 }, { rate: 5, burst: 5 }, { rate: 1
   });
 }
 
+test("a burst slows down what follows only for a while", async () => {
+  const stage = await staged(connect);
+  const told = limited(stage, { rate: 100, burst: 200 });
+  await stage.open();
+  const room = stage.tocsin.channel("room:42");
+  const done = [];
+  const publish = () => done.push(outcome(room.publish(done.length)));
+  for (let n = 0; n < 400; n++) publish();
+  for (let second = 0; second < 20; second++) {
+    for (let n = 0; n < 80; n++) {
+      publish();
+      await stage.clock.pass(1000 / 80);
+    }
+    stage.socket().say({ type: "alive" });
+  }
+  const waiting = done.filter(({ state }) => state === "pending").length;
+  assert.ok(waiting < 5, `${waiting} of ${done.length} wait`);
+  assert.deepEqual([told.taken.length + waiting >= done.length, told.sentAway], [true, false]);
+});
+
+test("what is refused in the same moment counts once", async () => {
+  const stage = await staged(connect);
+  await stage.open();
+  const begin = stage.clock.now();
+  const sentAt = [];
+  for (let n = 0; n < 3; n++) stage.tocsin.channel("room:42").publish(n);
+  const refs = publishes(stage.socket()).map(({ ref }) => ref);
+  stage.socket().send = () => sentAt.push(stage.clock.now() - begin);
+  for (const ref of refs) stage.socket().say({ type: "error", code: "rate_limited", message: "slow", retry_after: 0.01, ref });
+  await stage.clock.pass(100);
+  assert.deepEqual(sentAt, [10, 20, 30]);
+});
+
 test("ephemeral messages have no key, are never repeated, and need a connection", async () => {
   const stage = await staged(connect);
   const room = stage.tocsin.channel("room:42");
