@@ -100,6 +100,7 @@ export interface Channel<Data = any> extends AsyncIterable<Event<Data>> {
    * Hear this channel, over any number of connections, until `unsubscribe()`.
    *
    * Resolves when the channel is live for the first time. Rejects when it may not be heard, or the connection stops.
+   * Again without options, it is the same promise; with `since` or `history` it is `already_subscribed`.
    */
   subscribe(options?: SubscribeOptions): Promise<Subscribed>;
   /** Hear it no more; nothing comes after this. */

@@ -32,7 +32,8 @@ export class Channel extends Emitter {
   }
 
   subscribe({ since, history } = {}) {
-    if (this.#wanted) return this.#wanted.promise;
+    if (this.#wanted && since === undefined && history === undefined) return this.#wanted.promise;
+    if (this.#wanted) return Promise.reject(new TocsinError("already_subscribed", "unsubscribe to begin elsewhere"));
     const wanted = {};
     wanted.promise = new Promise((resolve, reject) => Object.assign(wanted, { resolve, reject }));
     wanted.promise.catch(() => {}); // where nobody waits, `state` tells it

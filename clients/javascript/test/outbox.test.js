@@ -184,9 +184,9 @@ test("what is read is read again over the next connection, and an answer in plac
   assert.deepEqual([reading.error.code, reading.error.position], ["gone", "4c1f9be07a2d-400"]);
 });
 
-/* A service that takes `rate` publishes a second with a burst, and sends away who was refused too often: the rules of
-   app/core/limits.py. */
-function limited(stage, { rate, burst }) {
+/* A service that takes `rate` publishes a second with a burst, answers in `away` ms, and sends away who was refused too
+   often: the rules of app/core/limits.py. */
+function limited(stage, { rate, burst, away = 1 }) {
   let tokens = burst;
   let patience = 500;
   let at = stage.clock.now();
@@ -211,7 +211,7 @@ function limited(stage, { rate, burst }) {
     }
     const wait = Math.max(0.001, Math.round(((1 - tokens) / rate) * 1000) / 1000);
     const answer = taken ? published(1) : { type: "error", code: "rate_limited", message: "slow", retry_after: wait };
-    stage.clock.setTimeout(() => socket.say({ ref, ...answer }), 1);
+    stage.clock.setTimeout(() => socket.say({ ref, ...answer }), away);
   };
   return told;
 }
@@ -239,7 +239,7 @@ for (const limit of [{ rate: 100, burst: 200 }, { rate: 5, burst: 5 }, { rate: 1
 
 test("a burst slows down what follows only for a while", async () => {
   const stage = await staged(connect);
-  const told = limited(stage, { rate: 100, burst: 200 });
+  const told = limited(stage, { rate: 100, burst: 200, away: 50 });
   await stage.open();
   const room = stage.tocsin.channel("room:42");
   const done = [];
