@@ -142,7 +142,7 @@ export interface Subscribed {
 export interface PublishOptions {
   /** 16 to 64 of `A-Z a-z 0-9 _ -`. The same key publishes once, whoever repeats it, for `key_seconds`; else a random one. */
   key?: string;
-  /** Ms to wait for the answer; else as long as the key is good once it was sent, and without a limit before. */
+  /** Ms to wait for the answer, 2 ** 31 - 1 (24 days) at most; else as long as the key is good once it was sent, and without a limit before. */
   timeout?: number;
   /** Tell who listens now and keep nothing; never repeated, and refused while there is no connection. */
   ephemeral?: boolean;
@@ -186,7 +186,7 @@ export interface Message<Data = any> {
   /** null for an ephemeral message. */
   id: string | null;
   /** JSON; Uint8Array for what was published as binary. */
-  data: Data;
+  data: Data | Uint8Array;
   /** The connection that published it; null for REST. */
   from: string | null;
   user: string | null;

@@ -138,17 +138,17 @@ export class Channel extends Emitter {
   }
 
   #subscribed({ position, recovered, replayed, reason, members, count }) {
-    const { resolve } = this.#wanted;
+    const wanted = this.#wanted;
     this.#failures = 0;
     this.#history = undefined; // told once
     this.position = position;
     this._become("subscribed", { recovered, replayed });
-    if (recovered === false) this.#lose(reason, position);
-    if (members) {
+    if (recovered === false && wanted === this.#wanted) this.#lose(reason, position);
+    if (members && wanted === this.#wanted) {
       this.#replace(members, count);
       this.#complete();
     }
-    resolve({ position, recovered, replayed, reason });
+    wanted.resolve({ position, recovered, replayed, reason });
   }
 
   #lose(reason, position) {

@@ -8,7 +8,7 @@ import { Emitter } from "./emitter.js";
 import { TocsinError, refusal } from "./errors.js";
 import { Outbox } from "./outbox.js";
 import { listenToPage } from "./page.js";
-import { backoff, makeClock } from "./time.js";
+import { LONGEST, backoff, makeClock } from "./time.js";
 import { BEARER, PROTOCOL, decode, encode } from "./wire.js";
 
 const STOPS = /^(100[023789]|44\d\d)$/;
@@ -18,7 +18,6 @@ const OPENING = 15_000; // ms in which there is a token; and from the first byte
 const RENEWED = 30_000; // ms at least from one renewal to the next
 const PROBE = 5000; // ms in which a connection that may be dead shows that it is not
 const AWAY = 30_000; // ms to stay away after 4529
-const LONGEST = 2 ** 31 - 1; // ms that a timer can wait
 
 export class Connection extends Emitter {
   state = "connecting";
@@ -38,6 +37,8 @@ export class Connection extends Emitter {
   #failures = 0;
   #timer = null; // of opening, of silence, of waiting: one at a time
   #tokenTimer = null;
+  #retries = new Set(); // timers
+  #inquiry = null; // ends it
   #openedAt = null;
   #heardAt = 0;
   #silence = 0; // ms after which the socket is dead
@@ -99,7 +100,8 @@ export class Connection extends Emitter {
   /* Call back after so many seconds and some, if this connection is still there. */
   _later(seconds, failures, callback) {
     const ms = (seconds ?? 0) * 1000 + backoff(failures, this.#options.random);
-    this.#clock.setTimeout(this.#now(callback), ms);
+    const timer = this.#clock.setTimeout(() => this.#retries.delete(timer) && callback(), ms);
+    this.#retries.add(timer);
   }
 
   /* A callback that is nothing once the turn is over. */
@@ -203,16 +205,20 @@ export class Connection extends Emitter {
   /* A browser does not say why an upgrade was refused; the service says it again over HTTP. */
   async #inquire(why) {
     const turn = this.#turn;
+    const inquiry = (this.#inquiry = new AbortController());
+    this.#after(PROBE, () => inquiry.abort());
     const address = new URL("api/v1/connect", this.url.replace(/^ws/, "http"));
+    address.search = new URL(this.url).search;
     address.searchParams.set("protocols", PROTOCOL);
-    // Without a token there may be a cookie, which the upgrade has carried.
-    const who =
-      this.#token === null ? { credentials: "include" } : { headers: { authorization: `Bearer ${this.#token}` } };
+    const headers = this.#token === null ? {} : { authorization: `Bearer ${this.#token}` };
     let status = 0;
     let after = 0;
     try {
       const { fetch } = this.#options;
-      const answer = await fetch(address, { cache: "no-store", signal: AbortSignal.timeout(PROBE), ...who });
+      const ask = (credentials) => fetch(address, { cache: "no-store", signal: inquiry.signal, headers, credentials });
+      // The upgrade has carried a cookie, if there is one. Where the service takes none, the browser keeps an answer that
+      // was asked for with cookies from pages of other origins (CORS).
+      const answer = await (this.#token === null ? ask("include").catch(() => ask("same-origin")) : ask("same-origin"));
       status = answer.status;
       after = 1000 * answer.headers.get("retry-after") || 0;
       if (!answer.ok) why.error = refusal((await answer.json()).error);
@@ -259,6 +265,9 @@ export class Connection extends Emitter {
     const turn = ++this.#turn;
     this.#clock.clearTimeout(this.#timer);
     this.#clock.clearTimeout(this.#tokenTimer);
+    for (const timer of this.#retries) this.#clock.clearTimeout(timer);
+    this.#retries.clear();
+    this.#inquiry?.abort();
     this.#socket?.close();
     this.#socket = this.#openedAt = this.#returnAfter = null;
     this.#answers.clear();

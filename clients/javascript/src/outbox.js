@@ -4,7 +4,7 @@
    publish twice. */
 
 import { OutboxFull, PublishTimeout, TocsinError, isTransient, refusal } from "./errors.js";
-import { backoff } from "./time.js";
+import { LONGEST, backoff } from "./time.js";
 
 const WINDOW = 64; // commands on the wire at most: what may be refused at once
 const FASTER = 0.95; // a second: what the time between two commands is multiplied with while they are taken
@@ -134,7 +134,8 @@ export class Outbox {
     }, ms);
   }
 
-  #expire(entry, ms) {
+  #expire(entry, wait) {
+    const ms = Math.min(wait, LONGEST);
     const dueAt = this.#clock.now() + ms;
     if (dueAt >= entry.dueAt) return;
     entry.dueAt = dueAt;

@@ -123,6 +123,22 @@ test("a gap is told with its reason, pushed or found at the resume, and it goes 
   ]);
 });
 
+test("a listener that leaves while it is told of the subscription hears nothing more of it", async () => {
+  for (const [event, when, gaps] of [["state", ({ state }) => state === "subscribed", 0], ["gap", () => true, 1]]) {
+    const stage = await staged(connect);
+    await stage.open();
+    const room = stage.tocsin.channel("room:42", { presence: "watch" });
+    const told = record(room);
+    room.on(event, (what) => when(what) && room.unsubscribe());
+    const subscribing = assert.rejects(room.subscribe({ since: "5d20-1" }), { code: "closed" });
+    const lost = { recovered: false, reason: "expired", members: [person("ada")], count: 2 };
+    stage.socket().answer("subscribe", { ...SUBSCRIBED, ...lost });
+    await subscribing;
+    assert.deepEqual([told.gap.length, told.presence, room.members, room.count], [gaps, [], [], 0]);
+    assert.deepEqual([room.position, stage.socket().last("presence")], [null, undefined]);
+  }
+});
+
 test("an ephemeral message has no id, and moves no position", async () => {
   const stage = await staged(connect);
   await stage.open();

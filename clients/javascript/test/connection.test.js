@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { connect } from "../tocsin.js";
-import { SUBSCRIBED, joined, settled, staged } from "./stage.js";
+import { SUBSCRIBED, fakeSockets, joined, settled, staged } from "./stage.js";
 
 const STOP = [1000, 1002, 1003, 1007, 1008, 1009, 4400, 4403, 4499];
 const RETURN = [1001, 1005, 1006, 1011, 1012, 1013, 1014, 3000, 4300, 4508, 4510, 4529, 4999];
@@ -139,6 +139,7 @@ test("a refused upgrade is asked about over HTTP, as this format and with this t
   await settled();
   assert.equal(stage.asked[0].address, "http://tocsin.test/api/v1/connect?protocols=tocsin.v1");
   assert.deepEqual(stage.asked[0].headers, { authorization: "Bearer a.b.c" });
+  assert.deepEqual(stage.asked.map(({ credentials }) => credentials), ["same-origin"]);
   assert.equal(stage.changes.at(-1).reason, "it is draining");
 });
 
@@ -473,6 +474,58 @@ test("an answer about a refused upgrade that comes after `close` changes nothing
   stage.tocsin.close();
   await stage.clock.pass(120_000);
   assert.deepEqual([stage.sockets.length, stage.tocsin.state], [1, "stopped"]);
+});
+
+test("`close` leaves nothing behind: no timer, no request", async () => {
+  let request;
+  const fetch = (address, given) => {
+    request = given;
+    return new Promise(() => {});
+  };
+  const stage = await staged(connect, { fetch });
+  stage.socket().end(1006);
+  await settled();
+  assert.equal(request.signal.aborted, false);
+  stage.tocsin.close();
+  assert.deepEqual([request.signal.aborted, stage.clock.pending], [true, 0]);
+  stage.tocsin.connect();
+  await settled();
+  stage.tocsin.channel("room:42").subscribe();
+  await stage.open();
+  stage.socket().answer("subscribe", { type: "error", code: "unavailable", message: "later", retry_after: 1 });
+  stage.tocsin.close();
+  assert.equal(stage.clock.pending, 0);
+});
+
+test("a question about an upgrade is given up after five seconds", async () => {
+  const fetch = async (address, { signal }) => {
+    if (!signal.aborted) await new Promise((resolve) => signal.addEventListener("abort", resolve));
+    throw signal.reason;
+  };
+  const stage = await staged(connect, { fetch });
+  stage.socket().end(1006);
+  await stage.clock.pass(4999);
+  assert.equal(stage.tocsin.state, "connecting");
+  await stage.clock.pass(1);
+  assert.equal(stage.tocsin.state, "waiting");
+});
+
+test("the question about an upgrade has its query, and its cookie where the browser lets it", async () => {
+  const asked = [];
+  const fetch = async (address, { credentials }) => {
+    asked.push([String(address), credentials]);
+    if (credentials === "include") throw new TypeError("kept by the browser (CORS)");
+    return refused(503, "draining", { "retry-after": "2" })();
+  };
+    const { sockets, WebSocket } = fakeSockets();
+  const tocsin = connect("wss://a.test/deep/ws?echo=false&tenant=7", { WebSocket, fetch });
+  await settled();
+  sockets[0].end(1006);
+  await settled();
+  const address = "https://a.test/deep/api/v1/connect?echo=false&tenant=7&protocols=tocsin.v1";
+  assert.deepEqual(asked, [[address, "include"], [address, "same-origin"]]);
+  assert.equal(tocsin.state, "waiting");
+  tocsin.close();
 });
 
 test("without a WebSocket it says so", () => {

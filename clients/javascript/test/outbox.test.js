@@ -119,6 +119,15 @@ test("a timeout of one's own ends the wait, sent or not", async () => {
   assert.deepEqual([sent.error.sent, reading.state], [true, "pending"]);
 });
 
+test("a timeout that no timer can wait is as long as one can", async () => {
+  const stage = await staged(connect);
+  const waits = [];
+  const { setTimeout } = stage.clock;
+  stage.clock.setTimeout = (callback, ms) => waits.push(ms) && setTimeout(callback, ms);
+  for (const timeout of [2 ** 31, Infinity]) outcome(stage.tocsin.channel("room:42").publish(1, { timeout }));
+  assert.deepEqual(waits, [2 ** 31 - 1, 2 ** 31 - 1]);
+});
+
 test("at most so many wait", async () => {
   const stage = await staged(connect, { outbox: 3 });
   const room = stage.tocsin.channel("room:42");
