@@ -4,7 +4,7 @@
 export function connect(url: string | URL, options?: Options): Connection;
 
 export interface Options {
-  /** Called for each connection, and before a token ends. Without a token (null) one is anonymous. */
+  /** Called for each connection, and before a token ends. Without a token (null) one is anonymous. Has 15 s. */
   getToken?: () => string | null | undefined | Promise<string | null | undefined>;
   /** Commands that may wait for their answer at once: 1,000. */
   outbox?: number;
@@ -100,6 +100,7 @@ export interface Channel<Data = any> extends AsyncIterable<Event<Data>> {
    * Hear this channel, over any number of connections, until `unsubscribe()`.
    *
    * Resolves when the channel is live for the first time. Rejects when it may not be heard, or the connection stops.
+   * Again without options, it is the same promise; with `since` or `history` it is `already_subscribed`.
    */
   subscribe(options?: SubscribeOptions): Promise<Subscribed>;
   /** Hear it no more; nothing comes after this. */
@@ -107,7 +108,8 @@ export interface Channel<Data = any> extends AsyncIterable<Event<Data>> {
   /**
    * Publish JSON, or bytes as binary: exactly once, through any number of connections.
    *
-   * Resolves when the message is in the log. Rejects with `PublishTimeout`, `OutboxFull`, or what the service refuses.
+   * Resolves when the message is in the log. Rejects with `PublishTimeout`, `OutboxFull`, or what the service refuses;
+   * with `user_changed` when it had not been sent before the connection became another user's.
    */
   publish(data: Data | Uint8Array | ArrayBuffer, options?: PublishOptions): Promise<Ack>;
   /** A page of the log. Rejects with `gone` and a `position` when the log does not reach back to `since`. */
@@ -140,7 +142,7 @@ export interface Subscribed {
 export interface PublishOptions {
   /** 16 to 64 of `A-Z a-z 0-9 _ -`. The same key publishes once, whoever repeats it, for `key_seconds`; else a random one. */
   key?: string;
-  /** Ms to wait for the answer; else as long as the key is good once it was sent, and without a limit before. */
+  /** Ms to wait for the answer, 2 ** 31 - 1 (24 days) at most; else as long as the key is good once it was sent, and without a limit before. */
   timeout?: number;
   /** Tell who listens now and keep nothing; never repeated, and refused while there is no connection. */
   ephemeral?: boolean;
@@ -184,7 +186,7 @@ export interface Message<Data = any> {
   /** null for an ephemeral message. */
   id: string | null;
   /** JSON; Uint8Array for what was published as binary. */
-  data: Data;
+  data: Data | Uint8Array;
   /** The connection that published it; null for REST. */
   from: string | null;
   user: string | null;
@@ -218,7 +220,7 @@ export interface Member {
   info: any;
 }
 
-/** `code`: of the service (docs/protocol.md), or `closed`, `stopped`, `timeout`, `behind`. */
+/** `code`: of the service (docs/protocol.md), or `closed`, `stopped`, `timeout`, `user_changed`, `behind`. */
 export class TocsinError extends Error {
   readonly code: string;
   /** Seconds after which trying the same again may help. */

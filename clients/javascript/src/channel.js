@@ -6,6 +6,7 @@ import { TocsinError, isTransient, refusal } from "./errors.js";
 import { Events } from "./events.js";
 import { encodeData, newKey } from "./wire.js";
 
+const GAPS = /expired|diverged|cleared/;
 const LISTED = 500; // members above which the service tells only their number
 
 export class Channel extends Emitter {
@@ -31,7 +32,8 @@ export class Channel extends Emitter {
   }
 
   subscribe({ since, history } = {}) {
-    if (this.#wanted) return this.#wanted.promise;
+    if (this.#wanted && since === undefined && history === undefined) return this.#wanted.promise;
+    if (this.#wanted) return Promise.reject(new TocsinError("already_subscribed", "unsubscribe to begin elsewhere"));
     const wanted = {};
     wanted.promise = new Promise((resolve, reject) => Object.assign(wanted, { resolve, reject }));
     wanted.promise.catch(() => {}); // where nobody waits, `state` tells it
@@ -46,8 +48,8 @@ export class Channel extends Emitter {
   unsubscribe() {
     if (!this.#wanted) return;
     this.#connection._command({ type: "unsubscribe", channel: this.name });
-    this._end(new TocsinError("closed", "unsubscribed"));
     this.position = null;
+    this._end(new TocsinError("closed", "unsubscribed"));
   }
 
   async publish(data, { key = newKey(), timeout, ephemeral = false } = {}) {
@@ -103,13 +105,12 @@ export class Channel extends Emitter {
     }
   }
 
-  _lost() {
-    if (this.#wanted) this._become("subscribing");
-  }
-
-  /* What was missed cannot be had, says 4510. */
-  _forget(reason) {
-    if (this.#wanted) this.#lose(reason, null);
+  /* The connection is gone. `gap`: why what was missed cannot be had, if that was said (4510). */
+  _lost(gap) {
+    const wanted = this.#wanted;
+    if (!wanted) return;
+    this._become("subscribing");
+    if (gap !== undefined && wanted === this.#wanted) this.#lose(GAPS.exec(gap)?.[0] ?? "expired", null);
   }
 
   _end(error) {
@@ -137,17 +138,17 @@ export class Channel extends Emitter {
   }
 
   #subscribed({ position, recovered, replayed, reason, members, count }) {
-    const { resolve } = this.#wanted;
+    const wanted = this.#wanted;
     this.#failures = 0;
     this.#history = undefined; // told once
     this.position = position;
     this._become("subscribed", { recovered, replayed });
-    if (recovered === false) this.#lose(reason, position);
-    if (members) {
+    if (recovered === false && wanted === this.#wanted) this.#lose(reason, position);
+    if (members && wanted === this.#wanted) {
       this.#replace(members, count);
       this.#complete();
     }
-    resolve({ position, recovered, replayed, reason });
+    wanted.resolve({ position, recovered, replayed, reason });
   }
 
   #lose(reason, position) {

@@ -8,16 +8,16 @@ import { Emitter } from "./emitter.js";
 import { TocsinError, refusal } from "./errors.js";
 import { Outbox } from "./outbox.js";
 import { listenToPage } from "./page.js";
-import { backoff, makeClock } from "./time.js";
+import { LONGEST, backoff, makeClock } from "./time.js";
 import { BEARER, PROTOCOL, decode, encode } from "./wire.js";
 
 const STOPS = /^(100[023789]|44\d\d)$/;
 const [CUT, UNAUTHORIZED, GAP, ABUSE] = [1006, 4401, 4510, 4529];
 const HEALTHY = 10_000; // ms open, after which the next failure counts as the first
-const OPENING = 15_000; // ms from the first byte of an attempt to `welcome`
+const OPENING = 15_000; // ms in which there is a token; and from the first byte of an attempt to `welcome`
+const RENEWED = 30_000; // ms at least from one renewal to the next
 const PROBE = 5000; // ms in which a connection that may be dead shows that it is not
 const AWAY = 30_000; // ms to stay away after 4529
-const LONGEST = 2 ** 31 - 1; // ms that a timer can wait
 
 export class Connection extends Emitter {
   state = "connecting";
@@ -37,6 +37,8 @@ export class Connection extends Emitter {
   #failures = 0;
   #timer = null; // of opening, of silence, of waiting: one at a time
   #tokenTimer = null;
+  #retries = new Set(); // timers
+  #inquiry = null; // ends it
   #openedAt = null;
   #heardAt = 0;
   #silence = 0; // ms after which the socket is dead
@@ -98,7 +100,8 @@ export class Connection extends Emitter {
   /* Call back after so many seconds and some, if this connection is still there. */
   _later(seconds, failures, callback) {
     const ms = (seconds ?? 0) * 1000 + backoff(failures, this.#options.random);
-    this.#clock.setTimeout(this.#now(callback), ms);
+    const timer = this.#clock.setTimeout(() => this.#retries.delete(timer) && callback(), ms);
+    this.#retries.add(timer);
   }
 
   /* A callback that is nothing once the turn is over. */
@@ -115,12 +118,12 @@ export class Connection extends Emitter {
   async #begin() {
     this.#ended = null;
     this.#deafen ??= listenToPage((what) => this.#onPage(what));
-    this.#release();
-    this._become("connecting");
-    const turn = this.#turn;
-    const { getToken, WebSocket } = this.#options;
+    const turn = this.#release();
+    if (turn === this.#turn) this._become("connecting");
+    if (turn !== this.#turn) return; // by a listener
+    const { WebSocket } = this.#options;
     try {
-      const token = (await (async () => getToken?.())()) ?? null; // never before whoever called could listen
+      const token = await this.#askToken(); // never before whoever called could listen
       if (turn !== this.#turn) return;
       this.#token = token;
     } catch (error) {
@@ -136,6 +139,22 @@ export class Connection extends Emitter {
     this.#socket.onclose = this.#now(({ code, reason }) => this.#closed(code, reason));
     this.#socket.onerror = () => {}; // a close follows; `ws` throws where nobody listens
     this.#after(OPENING, () => this.#closed(CUT, "no answer"));
+  }
+
+  /* Whose token it is now; null for nobody's. Also who never answers has failed. */
+  async #askToken() {
+    const { getToken } = this.#options;
+    if (!getToken) return null;
+    let timer;
+    const late = new Promise((_, reject) => {
+      const give = () => reject(new TocsinError("timeout", "getToken gave none in time"));
+      this.#tokenTimer = timer = this.#clock.setTimeout(give, OPENING);
+    });
+    try {
+      return (await Promise.race([getToken(), late])) ?? null;
+    } finally {
+      this.#clock.clearTimeout(timer);
+    }
   }
 
   #received(data) {
@@ -158,7 +177,9 @@ export class Connection extends Emitter {
     this.#silence = 2000 * welcome.ping;
     this.#after(this.#silence, () => this.#listenOn());
     this.#renewBefore(welcome.expires_at);
+    const turn = this.#turn;
     for (const channel of this.#channels.values()) channel._open();
+    if (turn !== this.#turn) return; // by a listener
     this.#outbox.opened(welcome, (text) => this.#socket.send(text));
     this._become("open");
   }
@@ -170,8 +191,7 @@ export class Connection extends Emitter {
       this.#renewed = false;
     }
     const after = this.#returnAfter;
-    this.#release();
-    if (code === GAP) for (const channel of this.#channels.values()) channel._forget(reason || "expired");
+    if (this.#release(code === GAP ? reason : undefined) !== this.#turn) return;
     const why = { code, reason };
     if (code === UNAUTHORIZED) this.#refused(why);
     else if (STOPS.test(code)) this.#stop(new TocsinError("stopped", `${code} ${reason}`), why);
@@ -185,16 +205,20 @@ export class Connection extends Emitter {
   /* A browser does not say why an upgrade was refused; the service says it again over HTTP. */
   async #inquire(why) {
     const turn = this.#turn;
+    const inquiry = (this.#inquiry = new AbortController());
+    this.#after(PROBE, () => inquiry.abort());
     const address = new URL("api/v1/connect", this.url.replace(/^ws/, "http"));
+    address.search = new URL(this.url).search;
     address.searchParams.set("protocols", PROTOCOL);
-    // Without a token there may be a cookie, which the upgrade has carried.
-    const who =
-      this.#token === null ? { credentials: "include" } : { headers: { authorization: `Bearer ${this.#token}` } };
+    const headers = this.#token === null ? {} : { authorization: `Bearer ${this.#token}` };
     let status = 0;
     let after = 0;
     try {
       const { fetch } = this.#options;
-      const answer = await fetch(address, { cache: "no-store", signal: AbortSignal.timeout(PROBE), ...who });
+      const ask = (credentials) => fetch(address, { cache: "no-store", signal: inquiry.signal, headers, credentials });
+      // The upgrade has carried a cookie, if there is one. Where the service takes none, the browser keeps an answer that
+      // was asked for with cookies from pages of other origins (CORS).
+      const answer = await (this.#token === null ? ask("include").catch(() => ask("same-origin")) : ask("same-origin"));
       status = answer.status;
       after = 1000 * answer.headers.get("retry-after") || 0;
       if (!answer.ok) why.error = refusal((await answer.json()).error);
@@ -225,25 +249,31 @@ export class Connection extends Emitter {
   }
 
   #stop(error, why = { reason: error.message }) {
-    this.#release();
     this.#ended = error;
     this.#deafen?.();
     this.#deafen = null;
+    const turn = this.#release();
+    if (turn !== this.#turn) return;
     this.#outbox.stop(error);
     for (const channel of this.#channels.values()) channel._end(error);
-    this._become("stopped", error.code === "closed" ? why : { ...why, error });
+    if (turn === this.#turn) this._become("stopped", error.code === "closed" ? why : { ...why, error });
   }
 
-  /* The turn is over: give up its socket, and tell all who had a part in it. */
-  #release() {
-    this.#turn++;
+  /* The turn is over: give up its socket, and tell all who had a part in it. `gap`: why what they missed cannot be had.
+     Returns the new turn, which is over, too, if one who was told has called `close` or `connect`. */
+  #release(gap) {
+    const turn = ++this.#turn;
     this.#clock.clearTimeout(this.#timer);
     this.#clock.clearTimeout(this.#tokenTimer);
+    for (const timer of this.#retries) this.#clock.clearTimeout(timer);
+    this.#retries.clear();
+    this.#inquiry?.abort();
     this.#socket?.close();
     this.#socket = this.#openedAt = this.#returnAfter = null;
     this.#answers.clear();
     this.#outbox.lost();
-    for (const channel of this.#channels.values()) channel._lost();
+    for (const channel of this.#channels.values()) channel._lost(gap);
+    return turn;
   }
 
   /* Something comes in every interval, if only `alive`. A timer that is late says that this machine slept: then ask. */
@@ -260,30 +290,31 @@ export class Connection extends Emitter {
     this.#after(PROBE, () => (this.#heardAt >= asked ? this.#listenOn() : this.#closed(CUT, "no answer")));
   }
 
-  /* Show a new token before the old one ends. */
-  #renewBefore(expiresAt) {
-    if (!expiresAt || !this.#options.getToken) return;
+  /* Show a new token before the old one ends; not again and again where this machine's clock is ahead. If it has ended
+     by that clock and was taken all the same, 4401 will say when it has. */
+  #renewBefore(expiresAt, least = 1000) {
     const left = expiresAt * 1000 - this.#clock.now();
-    this.#renewAfter(Math.max(1000, left - Math.min(60_000, left / 5)), 0);
+    if (left <= 0 || !expiresAt || !this.#options.getToken) return;
+    this.#renewAfter(Math.max(least, left - Math.min(60_000, left / 5)), 0);
   }
 
   #renewAfter(ms, failures) {
     const again = this.#now(() => this.#renewAfter(1000 + backoff(failures, this.#options.random), failures + 1));
     const show = this.#now((token) =>
       this._command({ type: "authenticate", token }, (answer) => {
-        if (answer.type !== "error") this.#renewBefore(answer.expires_at);
+        if (answer.type !== "error") this.#renewBefore(answer.expires_at, RENEWED);
         else if (answer.code === "forbidden") this.#begin(); // of somebody else, who connects anew
         else again();
       }),
     );
-    const renew = this.#now(() => Promise.resolve(this.#options.getToken()).then(show).catch(again));
+    const renew = this.#now(() => this.#askToken().then(show).catch(again));
     this.#tokenTimer = this.#clock.setTimeout(renew, Math.min(ms, LONGEST));
   }
 
   #onPage(what) {
     if (what === "asleep") {
-      this.#release(); // a page with a connection may not be kept
-      this._become("waiting", { reason: "the page is put away" });
+      // A page with a connection may not be kept.
+      if (this.#release() === this.#turn) this._become("waiting", { reason: "the page is put away" });
     } else if (this.state === "open") this.#probe();
     else if (what === "offline") return;
     else if (this.state === "waiting") this.#after(Math.max(0, this.#notBefore - this.#clock.now()), () => this.#begin());

@@ -1,5 +1,5 @@
 /* What can go wrong. `code` is that of the service (docs/protocol.md), or one of `closed`, `stopped`, `timeout`,
-   `publish_timeout`, `outbox_full`, `behind`, which are told by the client itself. */
+   `publish_timeout`, `outbox_full`, `user_changed`, `behind`, which are told by the client itself. */
 
 export class TocsinError extends Error {
   name = "TocsinError";

@@ -4,9 +4,10 @@
    publish twice. */
 
 import { OutboxFull, PublishTimeout, TocsinError, isTransient, refusal } from "./errors.js";
-import { backoff } from "./time.js";
+import { LONGEST, backoff } from "./time.js";
 
 const WINDOW = 64; // commands on the wire at most: what may be refused at once
+const FASTER = 0.95; // a second: what the time between two commands is multiplied with while they are taken
 const KEEP = 0.8; // part of `key_seconds` after which a key is given up
 
 export class Outbox {
@@ -15,6 +16,7 @@ export class Outbox {
   #limit;
   #entries = new Map(); // by ref, in the order in which they were given
   #onWire = 0;
+  #user; // of the last connection: the service knows a key as its user's alone
   #line = null; // while there is a connection: what it was welcomed with, and how to send
   #gap = 0; // ms between commands, once the service has found them too fast
   #slowedAt = 0;
@@ -38,7 +40,16 @@ export class Outbox {
     });
   }
 
+  /* What one user has said is never sent as another's. What was given since this connection was begun is the new
+     one's. */
   opened(welcome, send) {
+    if (this.#user !== undefined && this.#user !== welcome.user) {
+      const error = new TocsinError("user_changed", "it was not sent: the connection is another user's now");
+      for (const entry of this.#entries.values()) {
+        if (entry.earlier && isPublish(entry)) this.#settle(entry, unanswered(entry, error));
+      }
+    }
+    this.#user = welcome.user;
     this.#line = { send, most: welcome.max_data, keep: welcome.key_seconds * 1000 * KEEP };
     this.#flush();
   }
@@ -48,31 +59,35 @@ export class Outbox {
     this.#hold(0);
     for (const entry of this.#entries.values()) {
       this.#takeOff(entry);
+      entry.earlier = true;
       if (entry.ephemeral) this.#settle(entry, timeout(entry)); // the service would not know it again
     }
   }
 
   /* No connection will be made any more. */
   stop(error) {
-    for (const entry of this.#entries.values()) this.#settle(entry, isPublish(entry) && entry.sent ? timeout(entry) : error);
+    for (const entry of this.#entries.values()) this.#settle(entry, unanswered(entry, error));
   }
 
   answer(frame) {
     const entry = this.#entries.get(frame.ref);
     if (!entry) return;
     this.#takeOff(entry);
-    if (frame.type !== "error") this.#settle(entry, null, frame);
-    else if (entry.ephemeral || !isTransient(frame.code)) this.#settle(entry, refusal(frame));
+    if (frame.type !== "error") {
+      this.#gap *= FASTER ** (this.#gap / 1000); // it stands for as much time
+      this.#settle(entry, null, frame);
+    } else if (entry.ephemeral || !isTransient(frame.code)) this.#settle(entry, refusal(frame));
     else this.#hold(this.#waitFor(entry, frame));
     this.#flush();
   }
 
-  /* After `rate_limited` one goes at a time, as far apart as the service has asked for, until all are gone: who goes on
-     at full speed is closed with 4529. Those on the wire then are refused together and count once. */
+  /* After `rate_limited` one goes at a time, as far apart as the service has asked for, and slowly faster again, until
+     all are gone: who goes on at full speed is closed with 4529. Those on the wire then are refused together and count
+     once. */
   #waitFor(entry, { code, retry_after: after = 0 }) {
     const asked = after * 1000;
     if (code !== "rate_limited") return asked + backoff(entry.failures++, this.#random);
-    if (entry.sentAt >= this.#slowedAt) {
+    if (entry.sentAt > this.#slowedAt) {
       this.#slowedAt = this.#clock.now();
       this.#gap = Math.max(1.5 * this.#gap, asked, 1);
     }
@@ -119,7 +134,8 @@ export class Outbox {
     }, ms);
   }
 
-  #expire(entry, ms) {
+  #expire(entry, wait) {
+    const ms = Math.min(wait, LONGEST);
     const dueAt = this.#clock.now() + ms;
     if (dueAt >= entry.dueAt) return;
     entry.dueAt = dueAt;
@@ -141,6 +157,11 @@ export class Outbox {
 
 function isPublish(entry) {
   return entry.size !== undefined;
+}
+
+/* Why a command is given up: its `error`, unless it may have been heeded. */
+function unanswered(entry, error) {
+  return isPublish(entry) && entry.sent ? timeout(entry) : error;
 }
 
 function timeout(entry) {

@@ -1,5 +1,6 @@
 /* Time and how long to wait. All of it in ms. */
 
+export const LONGEST = 2 ** 31 - 1; // that a timer can wait
 const BASE = 500;
 const CAP = 30_000;
 

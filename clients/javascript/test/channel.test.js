@@ -70,6 +70,29 @@ test("one subscribes from an id that was kept elsewhere", async () => {
   assert.equal(stage.socket().said.length, 1);
 });
 
+test("who hears a channel already begins elsewhere only after `unsubscribe`", async () => {
+  const stage = await staged(connect);
+  await stage.open();
+  const { room } = await joined(stage);
+  for (const options of [{ since: "4c1f9be07a2d-5" }, { since: null }, { history: 0 }]) {
+    await assert.rejects(room.subscribe(options), { name: "TocsinError", code: "already_subscribed" });
+  }
+  assert.deepEqual([room.position, stage.socket().said.length], [SUBSCRIBED.position, 1]);
+  room.unsubscribe();
+  room.subscribe({ since: "4c1f9be07a2d-5" });
+  assert.equal(stage.socket().last("subscribe").since, "4c1f9be07a2d-5");
+});
+
+test("a listener of `unsubscribed` may begin elsewhere at once", async () => {
+  const stage = await staged(connect);
+  const room = stage.tocsin.channel("room:42");
+  room.subscribe();
+  const off = room.on("state", ({ state }) => state === "unsubscribed" && (off(), room.subscribe({ since: "5d20-7" })));
+  room.unsubscribe();
+  await stage.open();
+  assert.equal(stage.socket().last("subscribe").since, "5d20-7");
+});
+
 test("history is asked for once, and after that what was missed", async () => {
   const stage = await staged(connect);
   const room = stage.tocsin.channel("room:42");
@@ -98,6 +121,22 @@ test("a gap is told with its reason, pushed or found at the resume, and it goes 
     { type: "gap", channel: "room:42", reason: "cleared", position: "5d20-400" },
     { type: "gap", channel: "room:42", reason: "expired", position: "5d20-900" },
   ]);
+});
+
+test("a listener that leaves while it is told of the subscription hears nothing more of it", async () => {
+  for (const [event, when, gaps] of [["state", ({ state }) => state === "subscribed", 0], ["gap", () => true, 1]]) {
+    const stage = await staged(connect);
+    await stage.open();
+    const room = stage.tocsin.channel("room:42", { presence: "watch" });
+    const told = record(room);
+    room.on(event, (what) => when(what) && room.unsubscribe());
+    const subscribing = assert.rejects(room.subscribe({ since: "5d20-1" }), { code: "closed" });
+    const lost = { recovered: false, reason: "expired", members: [person("ada")], count: 2 };
+    stage.socket().answer("subscribe", { ...SUBSCRIBED, ...lost });
+    await subscribing;
+    assert.deepEqual([told.gap.length, told.presence, room.members, room.count], [gaps, [], [], 0]);
+    assert.deepEqual([room.position, stage.socket().last("presence")], [null, undefined]);
+  }
 });
 
 test("an ephemeral message has no id, and moves no position", async () => {

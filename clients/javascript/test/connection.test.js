@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { connect } from "../tocsin.js";
-import { SUBSCRIBED, joined, settled, staged } from "./stage.js";
+import { SUBSCRIBED, fakeSockets, joined, settled, staged } from "./stage.js";
 
 const STOP = [1000, 1002, 1003, 1007, 1008, 1009, 4400, 4403, 4499];
 const RETURN = [1001, 1005, 1006, 1011, 1012, 1013, 1014, 3000, 4300, 4508, 4510, 4529, 4999];
@@ -108,7 +108,7 @@ test("4510 comes back at once, without its old since, but not again and again", 
   const stage = await staged(connect);
   await stage.open();
   const { told } = await joined(stage);
-  stage.socket().end(4510, "diverged");
+  stage.socket().end(4510, "gap: diverged; reload and connect without since");
   assert.deepEqual(told.gap.map(({ reason, position }) => [reason, position]), [["diverged", null]]);
   await stage.clock.pass(0);
   await stage.open();
@@ -139,6 +139,7 @@ test("a refused upgrade is asked about over HTTP, as this format and with this t
   await settled();
   assert.equal(stage.asked[0].address, "http://tocsin.test/api/v1/connect?protocols=tocsin.v1");
   assert.deepEqual(stage.asked[0].headers, { authorization: "Bearer a.b.c" });
+  assert.deepEqual(stage.asked.map(({ credentials }) => credentials), ["same-origin"]);
   assert.equal(stage.changes.at(-1).reason, "it is draining");
 });
 
@@ -268,6 +269,60 @@ test("a token that cannot be had is asked for again", async () => {
   assert.deepEqual([tries, stage.sockets.length], [3, 1]);
 });
 
+test("a clock that is ahead makes no storm of tokens", async () => {
+  for (const [ahead, most] of [[-1, 0], [0, 0], [3, 20], [10, 20]]) { // seconds by which tokens seem to be good
+    let tokens = 0;
+    const stage = await staged(connect, { getToken: () => `t${++tokens}` });
+    const expires = () => ({ expires_at: stage.clock.now() / 1000 + ahead });
+    await stage.open(expires());
+    let shown;
+    for (let second = 0; second < 600; second++) {
+      await stage.live(1000);
+      const last = stage.socket().last("authenticate");
+      if (last !== shown) stage.socket().answer("authenticate", { type: "authenticated", user: "ada", ...expires() });
+      shown = last;
+    }
+    assert.ok(tokens - 1 <= most && (most === 0 || tokens > 15), `${tokens} tokens in ten minutes`);
+    stage.socket().end(4401);
+    await settled();
+    assert.equal(stage.sockets.length, 2); // then it is told
+  }
+});
+
+test("a token that is never given is given up, and one that comes later is not used", async () => {
+  const given = [];
+  const stage = await staged(connect, { getToken: () => new Promise((give) => given.push(give)) });
+  await stage.clock.pass(14_999);
+  assert.equal(stage.tocsin.state, "connecting");
+  await stage.clock.pass(1);
+  assert.deepEqual([stage.tocsin.state, stage.changes.at(-1).error.code], ["waiting", "timeout"]);
+  given[0]("late");
+  await stage.clock.pass(250);
+  assert.deepEqual([given.length, stage.sockets.length, stage.asked.length], [2, 0, 0]);
+  given[1]("t");
+  await settled();
+  assert.deepEqual(stage.socket().protocols, ["tocsin.v1", "tocsin.bearer.t"]);
+  assert.equal(stage.clock.pending, 1); // of opening
+  stage.tocsin.connect();
+  stage.tocsin.close();
+  assert.equal(stage.clock.pending, 0);
+});
+
+for (const [name, fail] of [
+  ["throws", () => { throw new Error("the login server is away"); }],
+  ["is never given", () => new Promise(() => {})],
+]) {
+  test(`a new token that ${name} is asked for again`, async () => {
+    let tokens = 0;
+    const stage = await staged(connect, { getToken: () => (++tokens === 2 ? fail() : `t${tokens}`) });
+    await stage.open({ expires_at: stage.clock.now() / 1000 + 100 });
+    await stage.live(80_000);
+    assert.equal(tokens, 2);
+    await stage.live(15_000 + 1250);
+    assert.equal(stage.socket().last("authenticate").token, "t3");
+  });
+}
+
 test("a socket that says nothing for two intervals is dead", async () => {
   const stage = await staged(connect);
   await stage.open({ ping: 10 });
@@ -352,12 +407,125 @@ test("`close` stops for good, also while something is under way", async () => {
   assert.equal(stage.changes.at(-1).error, undefined);
 });
 
+/* What a listener may be told while the connection changes hands. */
+const LOST = [1006, 1012, 4403, 4510, 4529];
+for (const [name, codes, closeIn] of [
+  [
+    "a channel's `subscribing`",
+    [...LOST, 4401],
+    (stage, room) => room.on("state", ({ state }) => state === "subscribing" && stage.tocsin.close()),
+  ],
+  ["a gap", [4510], (stage, room) => room.on("gap", () => stage.tocsin.close())],
+  ["`connecting`", [...LOST, 4401], (stage) => stage.tocsin.on("state", ({ state }) => state === "connecting" && stage.tocsin.close())],
+  ["`waiting`", LOST, (stage) => stage.tocsin.on("state", ({ state }) => state === "waiting" && stage.tocsin.close())],
+]) {
+  test(`\`close\` in a listener for ${name} stops for good`, async () => {
+    for (const code of codes) {
+      const stage = await staged(connect, { getToken: () => "t" });
+      await stage.open();
+      const { room } = await joined(stage);
+      closeIn(stage, room);
+      stage.socket().end(code, "gap: diverged; reload");
+      await stage.clock.pass(120_000);
+      assert.deepEqual([stage.tocsin.state, stage.changes.at(-1).state, room.state], ["stopped", "stopped", "unsubscribed"]);
+      assert.deepEqual([stage.sockets.length, stage.clock.pending], [1, 0], `after ${code}`);
+    }
+  });
+}
+
+test("`close` while the channels are opened stops for good", async () => {
+  const stage = await staged(connect);
+  const room = stage.tocsin.channel("room:42", { presence: { info: { n: 1n } } }); // which no JSON holds
+  room.on("state", ({ state }) => state === "unsubscribed" && stage.tocsin.close());
+  room.subscribe();
+  const publishing = assert.rejects(room.publish(1), { code: "closed" });
+  await stage.open();
+  await publishing;
+  assert.deepEqual([stage.tocsin.state, stage.changes.at(-1).state, stage.clock.pending], ["stopped", "stopped", 0]);
+});
+
+test("`connect` in a listener is not undone by the stop that it was told of", async () => {
+  for (const told of ["subscribing", "unsubscribed"]) {
+    const stage = await staged(connect);
+    await stage.open();
+    const { room } = await joined(stage);
+    const off = room.on("state", ({ state }) => state === told && (off(), stage.tocsin.connect()));
+    stage.socket().end(4403);
+    await settled();
+    assert.deepEqual([stage.tocsin.state, stage.sockets.length], ["connecting", 2]);
+    await stage.open();
+    assert.equal(stage.tocsin.state, "open");
+  }
+});
+
+test("a page that is put away may be closed for good by a listener", () =>
+  onPage(async ({ tell }) => {
+    const stage = await staged(connect);
+    await stage.open();
+    const { room } = await joined(stage);
+    room.on("state", ({ state }) => state === "subscribing" && stage.tocsin.close());
+    tell("pagehide", { persisted: true });
+    assert.deepEqual([stage.tocsin.state, stage.changes.at(-1).state], ["stopped", "stopped"]);
+  }));
+
 test("an answer about a refused upgrade that comes after `close` changes nothing", async () => {
   const stage = await staged(connect, { fetched: refused(503, "draining") });
   stage.socket().end(1006);
   stage.tocsin.close();
   await stage.clock.pass(120_000);
   assert.deepEqual([stage.sockets.length, stage.tocsin.state], [1, "stopped"]);
+});
+
+test("`close` leaves nothing behind: no timer, no request", async () => {
+  let request;
+  const fetch = (address, given) => {
+    request = given;
+    return new Promise(() => {});
+  };
+  const stage = await staged(connect, { fetch });
+  stage.socket().end(1006);
+  await settled();
+  assert.equal(request.signal.aborted, false);
+  stage.tocsin.close();
+  assert.deepEqual([request.signal.aborted, stage.clock.pending], [true, 0]);
+  stage.tocsin.connect();
+  await settled();
+  stage.tocsin.channel("room:42").subscribe();
+  await stage.open();
+  stage.socket().answer("subscribe", { type: "error", code: "unavailable", message: "later", retry_after: 1 });
+  stage.tocsin.close();
+  assert.equal(stage.clock.pending, 0);
+});
+
+test("a question about an upgrade is given up after five seconds", async () => {
+  const fetch = async (address, { signal }) => {
+    if (!signal.aborted) await new Promise((resolve) => signal.addEventListener("abort", resolve));
+    throw signal.reason;
+  };
+  const stage = await staged(connect, { fetch });
+  stage.socket().end(1006);
+  await stage.clock.pass(4999);
+  assert.equal(stage.tocsin.state, "connecting");
+  await stage.clock.pass(1);
+  assert.equal(stage.tocsin.state, "waiting");
+});
+
+test("the question about an upgrade has its query, and its cookie where the browser lets it", async () => {
+  const asked = [];
+  const fetch = async (address, { credentials }) => {
+    asked.push([String(address), credentials]);
+    if (credentials === "include") throw new TypeError("kept by the browser (CORS)");
+    return refused(503, "draining", { "retry-after": "2" })();
+  };
+    const { sockets, WebSocket } = fakeSockets();
+  const tocsin = connect("wss://a.test/deep/ws?echo=false&tenant=7", { WebSocket, fetch });
+  await settled();
+  sockets[0].end(1006);
+  await settled();
+  const address = "https://a.test/deep/api/v1/connect?echo=false&tenant=7&protocols=tocsin.v1";
+  assert.deepEqual(asked, [[address, "include"], [address, "same-origin"]]);
+  assert.equal(tocsin.state, "waiting");
+  tocsin.close();
 });
 
 test("without a WebSocket it says so", () => {

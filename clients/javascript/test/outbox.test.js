@@ -80,6 +80,31 @@ test("a machine that slept gives up old keys before it sends anything", async ()
   assert.deepEqual([publishes(stage.socket()).length, publishing.error.sent], [0, true]);
 });
 
+test("what one user has published is not sent as another, and what the next one publishes is", async () => {
+  const stage = await staged(connect);
+  const room = stage.tocsin.channel("room:42");
+  const early = outcome(room.publish("before anybody was known"));
+  await stage.open({ user: "ada" });
+  stage.socket().answer("publish", published(1));
+  const sent = outcome(room.publish("sent as ada"));
+  const reading = outcome(room.history());
+  stage.socket().end(1012);
+  const unsent = outcome(room.publish("said while ada was away"));
+  await stage.clock.pass(250);
+  await stage.open({ user: "ada" });
+  assert.deepEqual(publishes(stage.socket()).map(({ data }) => data), ["sent as ada", "said while ada was away"]);
+  stage.socket().end(1012);
+  const waiting = outcome(room.publish("and again"));
+  stage.tocsin.connect(); // with bob's token
+  const bobs = outcome(room.publish("said as bob"));
+  await settled();
+  await stage.open({ user: "bob" });
+  assert.deepEqual(stage.socket().said.map(({ type, data }) => data ?? type), ["history", "said as bob"]);
+  assert.deepEqual([sent, unsent].map(({ error }) => [error.name, error.sent]), Array(2).fill(["PublishTimeout", true]));
+  assert.deepEqual([waiting.error.name, waiting.error.code], ["TocsinError", "user_changed"]);
+  assert.deepEqual([early, reading, bobs].map(({ state }) => state), ["kept", "pending", "pending"]);
+});
+
 test("a timeout of one's own ends the wait, sent or not", async () => {
   const stage = await staged(connect);
   const room = stage.tocsin.channel("room:42");
@@ -92,6 +117,15 @@ test("a timeout of one's own ends the wait, sent or not", async () => {
   const reading = outcome(room.history());
   await stage.clock.pass(3000);
   assert.deepEqual([sent.error.sent, reading.state], [true, "pending"]);
+});
+
+test("a timeout that no timer can wait is as long as one can", async () => {
+  const stage = await staged(connect);
+  const waits = [];
+  const { setTimeout } = stage.clock;
+  stage.clock.setTimeout = (callback, ms) => waits.push(ms) && setTimeout(callback, ms);
+  for (const timeout of [2 ** 31, Infinity]) outcome(stage.tocsin.channel("room:42").publish(1, { timeout }));
+  assert.deepEqual(waits, [2 ** 31 - 1, 2 ** 31 - 1]);
 });
 
 test("at most so many wait", async () => {
@@ -159,9 +193,9 @@ test("what is read is read again over the next connection, and an answer in plac
   assert.deepEqual([reading.error.code, reading.error.position], ["gone", "4c1f9be07a2d-400"]);
 });
 
-/* A service that takes `rate` publishes a second with a burst, and sends away who was refused too often: the rules of
-   app/core/limits.py. */
-function limited(stage, { rate, burst }) {
+/* A service that takes `rate` publishes a second with a burst, answers in `away` ms, and sends away who was refused too
+   often: the rules of app/core/limits.py. */
+function limited(stage, { rate, burst, away = 1 }) {
   let tokens = burst;
   let patience = 500;
   let at = stage.clock.now();
@@ -186,7 +220,7 @@ function limited(stage, { rate, burst }) {
     }
     const wait = Math.max(0.001, Math.round(((1 - tokens) / rate) * 1000) / 1000);
     const answer = taken ? published(1) : { type: "error", code: "rate_limited", message: "slow", retry_after: wait };
-    stage.clock.setTimeout(() => socket.say({ ref, ...answer }), 1);
+    stage.clock.setTimeout(() => socket.say({ ref, ...answer }), away);
   };
   return told;
 }
@@ -211,6 +245,39 @@ for (const limit of [{ rate: 100, burst: 200 }, { rate: 5, burst: 5 }, { rate: 1
     assert.ok(took < 2 * least + 3000, `${took} ms instead of ${least}`);
   });
 }
+
+test("a burst slows down what follows only for a while", async () => {
+  const stage = await staged(connect);
+  const told = limited(stage, { rate: 100, burst: 200, away: 50 });
+  await stage.open();
+  const room = stage.tocsin.channel("room:42");
+  const done = [];
+  const publish = () => done.push(outcome(room.publish(done.length)));
+  for (let n = 0; n < 400; n++) publish();
+  for (let second = 0; second < 20; second++) {
+    for (let n = 0; n < 80; n++) {
+      publish();
+      await stage.clock.pass(1000 / 80);
+    }
+    stage.socket().say({ type: "alive" });
+  }
+  const waiting = done.filter(({ state }) => state === "pending").length;
+  assert.ok(waiting < 5, `${waiting} of ${done.length} wait`);
+  assert.deepEqual([told.taken.length + waiting >= done.length, told.sentAway], [true, false]);
+});
+
+test("what is refused in the same moment counts once", async () => {
+  const stage = await staged(connect);
+  await stage.open();
+  const begin = stage.clock.now();
+  const sentAt = [];
+  for (let n = 0; n < 3; n++) stage.tocsin.channel("room:42").publish(n);
+  const refs = publishes(stage.socket()).map(({ ref }) => ref);
+  stage.socket().send = () => sentAt.push(stage.clock.now() - begin);
+  for (const ref of refs) stage.socket().say({ type: "error", code: "rate_limited", message: "slow", retry_after: 0.01, ref });
+  await stage.clock.pass(100);
+  assert.deepEqual(sentAt, [10, 20, 30]);
+});
 
 test("ephemeral messages have no key, are never repeated, and need a connection", async () => {
   const stage = await staged(connect);

@@ -32,6 +32,10 @@ export class FakeClock {
 
   now = () => this.time;
 
+  get pending() {
+    return this.#timers.size;
+  }
+
   setTimeout = (callback, ms) => {
     this.#timers.set(++this.#ids, { callback, at: this.time + ms });
     return this.#ids;

@@ -38,6 +38,9 @@ tocsin.channel("room:43", { presence: "watch" });
 tocsin.channel("room:43", { presence: "join" });
 
 room.on("message", ({ data, id, from, user, at }) => {
+  if (data instanceof Uint8Array) return data.byteLength;
+  // @ts-expect-error it is a line then
+  data.byteLength;
   const all: [string, string | null, string | null, string | null, number] = [data.text, id, from, user, at];
   return all;
 });
@@ -59,13 +62,15 @@ await room.publish(new Uint8Array([1]), { ephemeral: true });
 room.publish({ words: "hi" });
 
 const { messages, complete } = await room.history({ since: position, limit: 5 });
-const first: string | undefined = messages[0]?.data.text;
+const first: Line | Uint8Array | undefined = messages[0]?.data;
+// @ts-expect-error anybody may publish bytes
+messages[0]?.data.text;
 const { members, cursor } = await room.presence({ cursor: null });
 
 for await (const event of room) {
   if (event.type === "gap") console.log(event.reason);
   else if (event.type === "presence") console.log(event.joined[0]?.member);
-  else console.log(event.data.text);
+  else console.log("text" in event.data ? event.data.text : event.data.byteLength);
 }
 
 try {
