@@ -248,10 +248,14 @@ async def soak(scene: Scene) -> None:
     scene.write(record, 3, pause=0.02)
     part = scene.span(5, 60)
     came = await _churn(scene, record, part)
+    stayed = len(scene.readers)
+    # What the workers say of connections is up to a beat old: descriptors are counted when nobody comes or goes.
+    await scene.until(
+        lambda: _connections(scene) <= stayed + len(scene.writers), 30, "connections are back to those who stay"
+    )
     first = _held(scene)
     came += await _churn(scene, record, part)
     await scene.quiet()
-    stayed = len(scene.readers)
     # Writers keep one socket each; a channel that was just left is kept for a while.
     await scene.until(
         lambda: _connections(scene) <= stayed + len(scene.writers), 30, "connections are back to those who stay"
