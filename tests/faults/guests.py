@@ -24,7 +24,7 @@ SETTINGS = (
     ("api_keys", json.dumps({"ops": {"key": ADMIN["x-api-key"], "admin": True}})),
     ("allow_anonymous", "true"),
 )
-ROOM = Terms(workers=3, veiled=True, settings=SETTINGS, patience=120)
+ROOM = Terms(workers=3, veiled=True, settings=SETTINGS)
 ALL = {verb: ["*"] for verb in ("publish", "subscribe", "history", "presence")}
 GRACE = 2.0
 """Seconds for which a member may be away without leaving."""

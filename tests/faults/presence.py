@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import httpx
 
@@ -15,6 +16,8 @@ from tests.faults.record import Ended, Record
 from tests.faults.scene import Fault, Scene
 from tests.stage.redis import free_port
 
+PATIENT = replace(ROOM, patience=120)
+"""The supervisor lets a worker stand still. Nobody is killed there: it waits as long for one that dies under its question."""
 LEEWAY = 10
 """Seconds that the service allows for clocks when a token ends."""
 LATE = 2.0
@@ -240,7 +243,7 @@ FAULTS = (
         "A worker with members stopped (SIGSTOP) and continued",
         "its members leave in 6 s, right again in 6 s",
         frozen,
-        ROOM,
+        PATIENT,
     ),
     Fault(
         "presence-outage",
