@@ -17,7 +17,7 @@ from tests.faults.scene import Fault, Scene
 from tests.stage.redis import free_port
 
 PATIENT = replace(ROOM, patience=120)
-"""The supervisor lets a worker stand still. Nobody is killed there: it waits as long for one that dies under its question."""
+"""The supervisor lets a worker stand still; it would wait as long for one that is killed under its question."""
 LEEWAY = 10
 """Seconds that the service allows for clocks when a token ends."""
 LATE = 2.0
