@@ -1,4 +1,5 @@
-"""Judges a record. The truth is the union of what anybody saw by id, and the log as it stands at the end.
+"""Judges a record. The truth is the union of what anybody saw by id, a witness at each server too, and the log as it
+stands at the end.
 
 Offsets of a channel are consecutive and every message has one predecessor, so a hole, a repetition and a silent change
 of history all show in what a single client saw, once the log or another client says what stands before each message.
@@ -78,8 +79,10 @@ class _Judge:
         self._collect()
         self._check_log()
         self._check_acknowledged()
-        for client, events in record.clients.items():
-            _Walk(self, client, events).run()
+        # Those who see ids first: from them it is known what stands before each message.
+        for client, events in sorted(record.clients.items(), key=lambda item: _is_plain(item[1])):
+            walk = _PlainWalk if _is_plain(events) else _Walk
+            walk(self, client, events).run()
 
     def _collect(self) -> None:
         for item in self.record.log:
@@ -90,6 +93,14 @@ class _Judge:
                     self._know(event)
         for answer in self.record.acknowledged:
             self._know(Heard(answer.id, answer.payload))
+        for told in self.record.witnessed.values():
+            before: str | None = None
+            for item in told:
+                self._know(item)
+                assert item.id is not None
+                if before is not None and offset_of(item.id) == offset_of(before) + 1:
+                    self._parents.setdefault(item.id, before)
+                before = item.id
 
     def _know(self, item: Heard) -> None:
         if item.payload not in self.record.attempts:
@@ -129,14 +140,13 @@ class _Judge:
                 lost.add(answer)
                 self.verdict.add(Kind.ACKNOWLEDGED_LOST, f"{answer.payload!r} was acknowledged as {answer.id}")
 
-    def identify(self, payload: str, last: str | None) -> str | None:
-        """The id of what a plain socket heard: of several (one of them lost by the store) the one that fits."""
-        ids = self._ids.get(payload, [])
-        if last is not None:
-            for one in ids:
-                if offset_of(one) == offset_of(last) + 1 and self._parents.get(one, last) == last:
-                    return one
-        return ids[0] if ids else None
+    def ids(self, payload: str) -> list[str]:
+        """Every id that a payload was given, as far as known: several when the store lost it and took it again."""
+        return self._ids.get(payload, [])
+
+    def may_follow(self, identity: str, last: str) -> bool:
+        """Whether one message can stand right after a position."""
+        return offset_of(identity) == offset_of(last) + 1 and self._parents.get(identity, last) == last
 
     def is_message(self, position: str) -> bool:
         """Whether a position is the id of a message, not one minted for an empty channel or a gap."""
@@ -152,11 +162,15 @@ class _Judge:
         return None if known == last else known
 
 
+def _is_plain(events: Sequence[Event]) -> bool:
+    return any(isinstance(event, Heard) and event.id is None for event in events)
+
+
 class _Walk:
     """Along what one client saw.
 
     Attributes:
-        last: where it stands: an id, a position that it was given, or None when it cannot know (plain, just opened).
+        last: where it stands: an id, a position that it was given, or None before the first.
         promised: replayed messages that have to follow.
     """
 
@@ -196,19 +210,16 @@ class _Walk:
         self.promised = began.replayed
 
     def _hear(self, item: Heard) -> None:
-        plain = item.id is None
-        identity = self.judge.identify(item.payload, self.last) if item.id is None else item.id
+        identity = item.id
+        assert identity is not None
         self.promised = max(0, self.promised - 1)
-        if identity is None:
-            self.last = None
-            return
         if identity in self.seen:
             self._say(Kind.DUPLICATED, f"{identity} again, after {self.last}")
             return
         self.seen.add(identity)
-        if self.last is None and not plain:
+        if self.last is None:
             self._say(Kind.REORDERED, f"{identity} before the subscribe was answered")
-        if self.last is not None:
+        else:
             self._compare(identity, self.last)
         self.last = identity
 
@@ -237,8 +248,44 @@ class _Walk:
         log = self.judge.record.log
         if self.client not in self.judge.record.present or not log:
             return
-        if self.last != log[-1].id:
+        if not self._stands_at(log[-1].id or ""):
             missing = max(1, offset_of(log[-1].id or "-0") - offset_of(self.last or "-0"))
             self._say(Kind.SILENTLY_LOST, f"stands at {self.last} at the end, the log at {log[-1].id}", missing)
         elif self.promised:
             self._say(Kind.MISCOUNTED, f"{self.promised} of the replayed never came")
+
+    def _stands_at(self, position: str) -> bool:
+        return self.last == position
+
+
+class _PlainWalk(_Walk):
+    """A plain socket sees no ids: it stands at one of those that what it heard is known to have been given.
+
+    Attributes:
+        stands: all of them that fit what it heard before; `last` is the first.
+        heard: how often it was given each payload.
+    """
+
+    def __init__(self, judge: _Judge, client: str, events: Sequence[Event]) -> None:
+        super().__init__(judge, client, events)
+        self.stands: list[str] = []
+        self.heard: Counter[str] = Counter()
+
+    def _begin(self, began: Began) -> None:
+        super()._begin(began)
+        self.stands = []
+
+    def _hear(self, item: Heard) -> None:
+        ids = self.judge.ids(item.payload)
+        self.heard[item.payload] += 1
+        if self.heard[item.payload] > len(ids):  # one that the store lost may come again under its other id
+            self._say(Kind.DUPLICATED, f"{item.payload!r} again, known as {ids}, after {self.last}")
+            return
+        fitting = [one for one in ids if any(self.judge.may_follow(one, last) for last in self.stands)]
+        if self.stands and not fitting:
+            self._compare(ids[0], self.stands[0])
+        self.stands = fitting or ids
+        self.last = self.stands[0]
+
+    def _stands_at(self, position: str) -> bool:
+        return position in self.stands

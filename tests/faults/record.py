@@ -72,6 +72,7 @@ class Record:
         clients: what each client saw, in its order.
         present: clients that were there at the end and must have heard the last message.
         log: the log at the end, oldest first, read by REST.
+        witnessed: what each server told of the channel, by port: the ids of what only plain sockets may have heard.
         may_lose: the store was made to lose what it had acknowledged.
         forgiven: reasons of resets that the fault justifies for anyone.
     """
@@ -83,6 +84,7 @@ class Record:
     clients: dict[str, list[Event]] = field(default_factory=dict)
     present: set[str] = field(default_factory=set)
     log: list[Heard] = field(default_factory=list)
+    witnessed: dict[int, list[Heard]] = field(default_factory=dict)
     may_lose: bool = False
     forgiven: frozenset[str] = frozenset()
     _shared: dict[tuple[str | None, str], Heard] = field(default_factory=dict, repr=False)

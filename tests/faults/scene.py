@@ -22,6 +22,7 @@ import httpx
 from tests.faults.checker import Kind, judge
 from tests.faults.clients import FATAL, Reader, RestWriter, SocketWriter, Writer
 from tests.faults.record import Ended, Record
+from tests.faults.witness import Witness
 from tests.stage.proxy import Proxy, proxied
 from tests.stage.redis import RedisServer, Watched
 from tests.stage.service import Service, until
@@ -74,6 +75,12 @@ class Ground:
     veil: Proxy | None
     second: RedisServer | None
     watched: Watched | None
+
+    @property
+    def stores(self) -> list[RedisServer]:
+        """Every server at which a worker may be."""
+        watched = self.watched.servers if self.watched is not None else [self.redis]
+        return watched if self.second is None else [*watched, self.second]
 
     async def ready(self, seconds: float = 30) -> None:
         """Wait until every worker is ready."""
@@ -155,6 +162,7 @@ class Scene:
         self.writers: list[Writer] = []
         self._run = f"{seed}-{time.time_ns():x}"
         self._tasks: list[asyncio.Task[None]] = []
+        self._witnesses: list[Witness] = []
 
     def scale(self, small: int, full: int) -> int:
         """The number for this size of run."""
@@ -190,6 +198,11 @@ class Scene:
             self.readers.append(reader)
             found.append(reader)
         async with asyncio.timeout(30):
+            if plain and not record.witnessed:
+                witnesses = [Witness(server, record) for server in self.ground.stores]
+                self._witnesses += witnesses
+                for witness in witnesses:
+                    await witness.listening.wait()
             for reader in found:
                 await reader.opened.wait()
         return found
@@ -302,6 +315,8 @@ class Scene:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for reader in self.readers:
             await reader.stop()
+        for witness in self._witnesses:
+            await witness.stop()
 
     def _judge(self, record: Record) -> None:
         verdict = judge(record)

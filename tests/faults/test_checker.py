@@ -57,6 +57,32 @@ def lost_tail() -> Record:
     return record
 
 
+def plain_alone() -> Record:
+    """The store told a plain socket alone of a-6 and a-7, lost both, and was given them again as b-7 and b-9."""
+    record = good()
+    record.may_lose = True
+    kept = {7: "payload a-6", 9: "payload a-7"}
+    record.log = [
+        *record.log[:5],
+        *[Heard(f"b-{number}", kept.get(number, f"new {number}")) for number in range(6, 10)],
+    ]
+    record.attempts |= {item.payload: 1 for item in record.log}
+    record.acknowledged = []
+    record.witnessed = {6379: [message(f"a-{offset}") for offset in range(1, 8)], 6380: record.log}
+    record.clients = {
+        "native": [Began("a-0"), *run("a", 1, 5), *record.log[5:]],
+        "alone": [
+            Began(),
+            *[Heard(None, f"payload a-{offset}") for offset in range(1, 8)],
+            Ended(4510),
+            Began(),
+            *[Heard(None, item.payload) for item in record.log[6:]],
+        ],
+    }
+    record.present = set(record.clients)
+    return record
+
+
 def expired() -> Record:
     """The log keeps four; one client was away for seven and is told, one that resumes within is not."""
     record = good()
@@ -76,7 +102,7 @@ def expired() -> Record:
     return record
 
 
-@pytest.mark.parametrize("make", [good, expired])
+@pytest.mark.parametrize("make", [good, expired, plain_alone])
 def test_a_good_record_is_accepted(make: Callable[[], Record]) -> None:
     verdict = judge(make())
     assert verdict.samples == {}
@@ -217,6 +243,29 @@ def test_a_fault_planted_around_a_lost_tail_is_found(plant: Callable[[Record], N
     plant(record)
     assert judge(record).found[kind] > 0
     assert judge(record).broken(may_lose=True) != []
+
+
+@pytest.mark.parametrize(
+    ("place", "events", "kind"),
+    [
+        (slice(6, 7), [], Kind.SILENTLY_LOST),  # a-6, which a witness knows
+        (slice(8, 10), [], Kind.REORDERED),  # its close and return: nobody told it
+        (slice(11, 12), [], Kind.SILENTLY_LOST),
+        (slice(11, 12), [Heard(None, "payload a-6")], Kind.DUPLICATED),
+    ],
+)
+def test_a_fault_planted_into_what_a_plain_socket_heard_alone_is_found(
+    place: slice, events: list[Event], kind: Kind
+) -> None:
+    record = plain_alone()
+    record.clients["alone"][place] = events
+    assert judge(record).found[kind] > 0
+
+
+def test_a_witness_is_believed_when_two_servers_disagree() -> None:
+    record = plain_alone()
+    record.witnessed[6380] = [*record.log, Heard("a-7", "new 8")]
+    assert judge(record).found[Kind.DISAGREEMENT] == 1
 
 
 def test_many_losses_of_the_store_do_not_hide_what_is_wrong() -> None:
