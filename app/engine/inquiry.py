@@ -21,6 +21,8 @@ TOPS = 512
 """Channels in one call of `Broker.read_tops`."""
 RETRY_SECONDS = 0.5
 CHECK_SECONDS = 9
+REST = 3
+"""Checks left out after a loss of the reader: every channel is asked then anyway."""
 
 Spawn = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -58,6 +60,8 @@ class Inquiry:
         self._calls = 0
         self._again: dict[Channel, None] = {}
         self._checks: list[Channel] = []
+        self._lost = False
+        self._rest = 0
         self.asked = 0
 
     def ask(self, channel: Channel, sync: Sync) -> None:
@@ -65,6 +69,8 @@ class Inquiry:
         for this channel only, never for another one that has its name when it comes.
         """
         self.asked += 1
+        if self._lost:
+            self._lost, self._rest = False, REST
         self._due[channel] = sync
         self._schedule()
 
@@ -77,11 +83,16 @@ class Inquiry:
         """Drop what has not been sent: the reader is lost, and every channel asks anew when it is back."""
         self._due.clear()
         self._again.clear()
+        self._checks.clear()
+        self._lost = True
 
     def check(self) -> None:
         """Once a second: ask where a part of the channels stand. A live message that was lost in an idle channel is
         found by this within `CHECK_SECONDS`, or twice that in a channel that is new.
         """
+        if self._rest:
+            self._rest -= 1
+            return
         if not self._checks:
             self._checks = list(self._channels.values())[::-1]
         count = -(-len(self._channels) // CHECK_SECONDS)
