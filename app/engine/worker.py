@@ -30,11 +30,11 @@ log = structlog.get_logger("tocsin.worker")
 
 LEASE_SECONDS = 4.0
 BEAT_SECONDS = 1.0
-PATIENCE = 6
-"""Beats for which a worker waits for one of its node's slots before it takes any free one."""
+PATIENCE_SECONDS = 6.0
+"""How long a worker waits for one of its node's slots before it takes any free one."""
 SPARE_SLOTS = 1024
 LAG_SECONDS = 0.05
-"""How often the loop's lag is sampled."""
+"""How often the loop's lag is sampled, and whether this worker is ready is looked at."""
 LAG_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 ASK_SECONDS = 1.0
 PAGE = 1000
@@ -148,6 +148,8 @@ class Worker:
         self._asked: dict[str, Answers] = {}
         self._beats = 0
         self._beating = False
+        self._began = math.inf
+        self._told = (False, False)
         self._beaten = -math.inf
         self._good_since = -math.inf
         self._reign: bytes | None = None
@@ -164,6 +166,7 @@ class Worker:
     def start(self) -> None:
         """Begin to tick, on the running loop."""
         self._loop = asyncio.get_running_loop()
+        self._began = time.monotonic()
         self._ticker = self._loop.create_task(self._tick())
         self._sample_due = self._loop.time() + LAG_SECONDS
         self._sampler = self._loop.call_at(self._sample_due, self._sample)
@@ -278,9 +281,7 @@ class Worker:
     async def _tick(self) -> None:
         while True:
             last = self._loop.time()
-            if not self._beating:  # first of all: no fault of another part may cost the lease
-                self._beating = True
-                self._hub.spawn(self._beat())
+            self._beat_once()  # first of all: no fault of another part may cost the lease
             for part in (
                 self._roster.turn,
                 self._admissions.turn,
@@ -315,6 +316,12 @@ class Worker:
         found: list[bytes] = await self._store.script("leases", [f"{self._keys}:all"], [f"{self._keys}:lease:"])
         return found
 
+    def _beat_once(self) -> None:
+        """Beat, unless a beat is under way."""
+        if not self._beating:
+            self._beating = True
+            self._hub.spawn(self._beat())
+
     async def _beat(self) -> None:
         try:
             while not await self._renew():
@@ -325,8 +332,8 @@ class Worker:
     async def _renew(self) -> bool:
         """Renew the lease, and look after those who have lost theirs. Returns False when this one was buried."""
         self._beats += 1
-        slots = self._slots if self._beats <= PATIENCE else SPARE_SLOTS
         sent = time.monotonic()
+        slots = self._slots if sent - self._began < PATIENCE_SECONDS else SPARE_SLOTS
         keys = ("all", "dead", "reign", f"rooms:{self.incarnation}", "refused-revision")
         try:
             answer = await self._store.script(
@@ -382,3 +389,13 @@ class Worker:
         self.lag.add(max(0.0, now - self._sample_due))
         self._sample_due = now + LAG_SECONDS
         self._sampler = self._loop.call_at(self._sample_due, self._sample)
+        self._tell_change()
+
+    def _tell_change(self) -> None:
+        """Beat out of turn when the store has come into reach or gone, and when this worker has become ready or has
+        ceased to be: the first brings the revocations, of the second the others hear.
+        """
+        now = (not self._store.problems(), not self.problems())
+        if now != self._told and not self._beating:
+            self._told = now
+            self._beat_once()

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 
+import orjson
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from app.brokers.envelope import read_envelope, read_id
+from app.core.messages import Kind
 from tests.faults.record import Record
 from tests.stage.redis import RedisServer
 
@@ -62,5 +64,6 @@ class Witness:
         if position == b"-":
             return
         found = read_envelope(read_id(position), envelope)
-        if found.kind is not None:
-            self._heard.append(self._record.heard(str(found.position), found.payload.decode()))
+        if found.kind is Kind.TEXT or found.kind is Kind.JSON:
+            payload = found.payload.decode() if found.kind is Kind.TEXT else orjson.loads(found.payload)
+            self._heard.append(self._record.heard(str(found.position), payload))
