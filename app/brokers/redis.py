@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -25,12 +25,12 @@ from app.brokers.examine import Finding, Level, examine, examine_ack
 from app.brokers.link import Link, connector
 from app.brokers.reader import PROBE, Reader
 from app.brokers.route import Place, Route
-from app.brokers.scripts import Argument, Opener, bulk, load
+from app.brokers.scripts import Argument, Opener, bulk, load, pack
 from app.brokers.writer import Bounds, Writer
 from app.core.continuity import Reading, Verdict
 from app.core.errors import Gone, NotFound, TocsinError, Unavailable
 from app.core.identity import rule_for
-from app.core.messages import ChannelRule, Draft, Position
+from app.core.messages import ChannelRule, Draft, Position, Published
 
 PAGE_BYTES = 1_048_576
 """Bytes of envelopes in one answer at most (one message at least)."""
@@ -369,7 +369,7 @@ class RedisBroker:
                 pass
             try:
                 await self._check()
-                await self._send_probe()
+                await self._send_probes()
             except Unavailable:
                 continue
             except Exception:  # noqa: BLE001 - the boundary of this task: it must live as long as the broker
@@ -389,29 +389,56 @@ class RedisBroker:
         _report(ack_findings, self._ack_findings)
         self._findings, self._ack_findings = findings, ack_findings
 
-    async def _send_probe(self) -> None:
-        """See whether what is published comes back on the reader; if not, it is deaf, whatever TCP says."""
+    async def _send_probes(self) -> None:
+        """See whether what is published comes back on the reader, by each connection that publishes. If not, it is
+        deaf, or they are at different servers that both lead, whatever TCP says.
+        """
         reader = self._reader
         if reader is None or not reader.ready:
             return
-        loop = asyncio.get_running_loop()
+        began = asyncio.get_running_loop().time()
+        if not await self._comes_back(reader, self._probe_by_commands):
+            reader.link.drop("a probe did not come back")
+            self._commands.link.drop("a probe did not come back")
+            return
+        self._counters.probe_seconds = asyncio.get_running_loop().time() - began
+        if not await self._comes_back(reader, self._probe_by_writer):
+            self.reconnect()
+
+    async def _comes_back(self, reader: Reader, send: Callable[[bytes], Awaitable[None]]) -> bool:
+        """Whether a probe is heard in time, if it can be sent and the reader is not replaced meanwhile.
+
+        Raises:
+            Unavailable: it could not be sent.
+        """
         nonce, connection = self._nonce(), reader.link.connections
-        heard: asyncio.Future[None] = loop.create_future()
+        heard: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._probe = (nonce, heard)
-        began = loop.time()
         try:
-            await self._commands.run("PUBLISH", self._own_control, PROBE + nonce)
-            async with asyncio.timeout_at(began + self._deadline):
+            await send(PROBE + nonce)
+            async with asyncio.timeout(self._deadline):
                 await heard
         except TimeoutError:
             self._counters.probes_missed += 1
-            if reader.link.connections == connection:
-                reader.link.drop("a probe did not come back")
-                self._commands.link.drop("a probe did not come back")
-        else:
-            self._counters.probe_seconds = loop.time() - began
+            return reader.link.connections != connection
         finally:
             self._probe = None
+        return True
+
+    async def _probe_by_commands(self, probe: bytes) -> None:
+        await self._commands.run("PUBLISH", self._own_control, probe)
+
+    async def _probe_by_writer(self, probe: bytes) -> None:
+        done: asyncio.Future[Published | TocsinError] = asyncio.get_running_loop().create_future()
+        command = pack(("PUBLISH", self._own_control, probe))
+        self._writer.probe(command, lambda outcome: None if done.done() else done.set_result(outcome))
+        try:
+            async with asyncio.timeout(2 * self._deadline):  # the batch before it may take its whole time
+                outcome = await done
+        except TimeoutError:
+            raise away() from None
+        if isinstance(outcome, TocsinError):
+            raise away(outcome.message)
 
     def _on_probe(self, nonce: bytes) -> None:
         if self._probe is not None and self._probe[0] == nonce and not self._probe[1].done():

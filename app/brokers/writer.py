@@ -44,11 +44,13 @@ class Bounds:
 
 
 class _Call:
-    """One publish on its way. `packed` is all but the opener and the nonce, which is new in every attempt."""
+    """One publish on its way. `packed` is all but the opener and the nonce, which is new in every attempt; without an
+    opener it is a whole command, which is no message.
+    """
 
     __slots__ = ("opener", "packed", "receipt", "since")
 
-    def __init__(self, opener: Opener, packed: bytes, receipt: Receipt, since: float) -> None:
+    def __init__(self, opener: Opener | None, packed: bytes, receipt: Receipt, since: float) -> None:
         self.opener = opener
         self.packed = packed
         self.receipt = receipt
@@ -133,6 +135,18 @@ class Writer:
             self._scheduled = True
             loop.call_soon(self._flush)
 
+    def probe(self, command: bytes, receipt: Receipt) -> None:
+        """Send a packed command with the next batch, before its publishes; `receipt` is told that it was done."""
+        loop = asyncio.get_running_loop()
+        if not self.link.up:
+            loop.call_soon(guard, receipt, away("the store is away"))
+            return
+        self._queue.appendleft(_Call(None, command, receipt, loop.time()))
+        self._queued_bytes += len(command)
+        if not self._flight and not self._scheduled:
+            self._scheduled = True
+            loop.call_soon(self._flush)
+
     def _flush(self) -> None:
         """Send what has gathered, unless a batch is in flight or as many as may wait are waiting for their level."""
         self._scheduled = False
@@ -158,7 +172,9 @@ class Writer:
                 stale.append(call)
                 continue
             opener = call.opener
-            if opener.name in brought:
+            if opener is None:
+                parts.append(call.packed)
+            elif opener.name in brought:
                 parts += (opener.by_digest, call.packed, self._nonce())
             else:
                 brought.add(opener.name)
@@ -215,6 +231,9 @@ class Writer:
         replica = False
         refusals = 0
         for call, answer in zip(flight, answers, strict=True):
+            if call.opener is None:  # nobody's message: it waits for no level
+                guard(call.receipt, translate(answer) if isinstance(answer, Refusal) else Published(None))
+                continue
             if type(answer) is bytes:
                 outcome: Published | TocsinError = Published(read_id(answer))
             elif type(answer) is list:
@@ -228,7 +247,7 @@ class Writer:
             told.append((call.receipt, outcome))
         self._tell(told, reign)
         self.errors += refusals
-        self.published += len(answers) - refusals
+        self.published += len(told) - refusals
         guard(self.on_settled)
         if replica:
             self._on_replica()

@@ -256,6 +256,32 @@ async def test_the_probe_finds_a_deaf_reader(own_server: RedisServer, prefix: st
         await until(lambda: stage.ear.payloads("room") == [b"x"])
 
 
+@pytest.mark.parametrize("left", ["reader", "commands", "writer"])
+async def test_a_connection_that_stays_at_a_server_that_leads_no_longer_is_found(
+    own_server: RedisServer, prefix: str, left: str
+) -> None:
+    """An address moves to another primary, the former one lives on, and so does one connection to it."""
+    with RedisServer() as other:
+        async with (
+            proxied(own_server.port) as proxy,
+            connected(proxy.url, prefix, deadline=0.5, probe_seconds=0.2) as stage,
+        ):
+            await stage.subscribe("room")
+            proxy.target = other.port
+            links = {link.label: link for link in stage.broker._links()}
+            for label, link in links.items():
+                assert link._writer is not None
+                if label != left:
+                    link._writer.transport.abort()
+            await until(lambda: all(link.connections > 1 for label, link in links.items() if label != left))
+            await until(lambda: links[left].connections > 1, 5)
+            await stage.ready()
+            await stage.publish("room", b"heard")
+            await until(lambda: b"heard" in stage.ear.payloads("room"))
+            with other.client() as client:
+                assert client.exists(f"{prefix}:{{room}}:log")
+
+
 async def test_while_the_store_is_down_everything_fails_at_once_and_then_goes_on(
     own_server: RedisServer, prefix: str
 ) -> None:
