@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -23,14 +23,15 @@ from app.brokers.commands import Commands, away
 from app.brokers.envelope import digest, open_envelope, read_id
 from app.brokers.examine import Finding, Level, examine, examine_ack
 from app.brokers.link import Link, connector
-from app.brokers.reader import PROBE, Reader
+from app.brokers.prober import Prober
+from app.brokers.reader import Reader
 from app.brokers.route import Place, Route
-from app.brokers.scripts import Argument, Opener, bulk, load, pack
+from app.brokers.scripts import Argument, Opener, bulk, load
 from app.brokers.writer import Bounds, Writer
 from app.core.continuity import Reading, Verdict
 from app.core.errors import Gone, NotFound, TocsinError, Unavailable
 from app.core.identity import rule_for
-from app.core.messages import ChannelRule, Draft, Position, Published
+from app.core.messages import ChannelRule, Draft, Position
 
 PAGE_BYTES = 1_048_576
 """Bytes of envelopes in one answer at most (one message at least)."""
@@ -130,7 +131,7 @@ class RedisBroker:
         self._tender: asyncio.Task[None] | None = None
         self._control = f"{prefix}:control"
         self._own_control = ""
-        self._probe: tuple[bytes, asyncio.Future[None]] | None = None
+        self._prober = Prober(self._commands, self._writer, deadline, self._nonce)
         self._counters = Counters()
         self._plain = Opener(load("publish"), 10)
         self._keyed = Opener(load("publish"), 13)
@@ -142,14 +143,14 @@ class RedisBroker:
         """Connect, and stay connected until `close`; `listener` hears what is subscribed, `incarnation` names this
         worker's own control channel.
         """
-        self._own_control = f"{self._control}:{incarnation}"
+        self._own_control = self._prober.channel = f"{self._control}:{incarnation}"
         self._reader = Reader(
             self._make,
             self._deadline,
             listener,
             prefix=f"{self._prefix}:",
             control=(self._control, self._own_control),
-            on_probe=self._on_probe,
+            on_probe=self._prober.heard,
         )
         self._writer.on_settled = listener.settled
         for link in self._links():
@@ -335,6 +336,7 @@ class RedisBroker:
         if reader is not None:
             counters.received, counters.resubscribes = reader.messages, reader.resubscribed
             counters.errors += reader.errors
+        counters.probe_seconds, counters.probes_missed = self._prober.seconds, self._prober.missed
         return counters
 
     def _links(self) -> list[Link]:
@@ -369,7 +371,7 @@ class RedisBroker:
                 pass
             try:
                 await self._check()
-                await self._send_probes()
+                await self._probe()
             except Unavailable:
                 continue
             except Exception:  # noqa: BLE001 - the boundary of this task: it must live as long as the broker
@@ -389,60 +391,16 @@ class RedisBroker:
         _report(ack_findings, self._ack_findings)
         self._findings, self._ack_findings = findings, ack_findings
 
-    async def _send_probes(self) -> None:
-        """See whether what is published comes back on the reader, by each connection that publishes. If not, it is
-        deaf, or they are at different servers that both lead, whatever TCP says.
-        """
+    async def _probe(self) -> None:
+        """See whether what is published comes back on the reader; if not, connect anew."""
         reader = self._reader
-        if reader is None or not reader.ready:
+        if reader is None:
             return
-        began = asyncio.get_running_loop().time()
-        if not await self._comes_back(reader, self._probe_by_commands):
+        if not await self._prober.commands_are_heard(reader):
             reader.link.drop("a probe did not come back")
             self._commands.link.drop("a probe did not come back")
-            return
-        self._counters.probe_seconds = asyncio.get_running_loop().time() - began
-        if not await self._comes_back(reader, self._probe_by_writer):
+        elif not await self._prober.publishes_are_heard(reader):
             self.reconnect()
-
-    async def _comes_back(self, reader: Reader, send: Callable[[bytes], Awaitable[None]]) -> bool:
-        """Whether a probe is heard in time, if it can be sent and the reader is not replaced meanwhile.
-
-        Raises:
-            Unavailable: it could not be sent.
-        """
-        nonce, connection = self._nonce(), reader.link.connections
-        heard: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._probe = (nonce, heard)
-        try:
-            await send(PROBE + nonce)
-            async with asyncio.timeout(self._deadline):
-                await heard
-        except TimeoutError:
-            self._counters.probes_missed += 1
-            return reader.link.connections != connection
-        finally:
-            self._probe = None
-        return True
-
-    async def _probe_by_commands(self, probe: bytes) -> None:
-        await self._commands.run("PUBLISH", self._own_control, probe)
-
-    async def _probe_by_writer(self, probe: bytes) -> None:
-        done: asyncio.Future[Published | TocsinError] = asyncio.get_running_loop().create_future()
-        command = pack(("PUBLISH", self._own_control, probe))
-        self._writer.probe(command, lambda outcome: None if done.done() else done.set_result(outcome))
-        try:
-            async with asyncio.timeout(2 * self._deadline):  # the batch before it may take its whole time
-                outcome = await done
-        except TimeoutError:
-            raise away() from None
-        if isinstance(outcome, TocsinError):
-            raise away(outcome.message)
-
-    def _on_probe(self, nonce: bytes) -> None:
-        if self._probe is not None and self._probe[0] == nonce and not self._probe[1].done():
-            self._probe[1].set_result(None)
 
 
 def _report(findings: list[Finding], known: list[Finding] | None) -> None:

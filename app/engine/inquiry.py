@@ -69,8 +69,7 @@ class Inquiry:
         for this channel only, never for another one that has its name when it comes.
         """
         self.asked += 1
-        if self._lost:
-            self._lost, self._rest = False, REST
+        self._again.pop(channel, None)
         self._due[channel] = sync
         self._schedule()
 
@@ -84,11 +83,16 @@ class Inquiry:
         self._due.clear()
         self._again.clear()
         self._checks.clear()
-        self._lost = True
+        self._lost = bool(self._channels)
+
+    def resume(self) -> None:
+        """The reader is back: from now on every channel is asked."""
+        if self._lost:
+            self._lost, self._rest = False, REST
 
     def check(self) -> None:
         """Once a second: ask where a part of the channels stand. A live message that was lost in an idle channel is
-        found by this within `CHECK_SECONDS`, or twice that in a channel that is new.
+        found by this within `CHECK_SECONDS`; `REST` more after a loss of the reader, twice that in a new channel.
         """
         if self._rest:
             self._rest -= 1
@@ -163,12 +167,14 @@ class Inquiry:
                 self._retry([channel])
 
     def _retry(self, channels: Sequence[Channel]) -> None:
-        """Ask again a little later, all that failed together."""
+        """Ask again a little later, all that failed together; without a reader nobody is asked."""
+        for channel in channels:
+            channel.asked = -1
+        if self._lost:
+            return
         if not self._again:
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self._ask_again)
         self._again.update(dict.fromkeys(channels))
-        for channel in channels:
-            channel.asked = -1
 
     def _ask_again(self) -> None:
         channels, self._again = self._again, {}

@@ -334,6 +334,7 @@ class Worker:
         self._beats += 1
         sent = time.monotonic()
         slots = self._slots if sent - self._began < PATIENCE_SECONDS else SPARE_SLOTS
+        self._told = self._state()
         keys = ("all", "dead", "reign", f"rooms:{self.incarnation}", "refused-revision")
         try:
             answer = await self._store.script(
@@ -392,10 +393,15 @@ class Worker:
         self._tell_change()
 
     def _tell_change(self) -> None:
-        """Beat out of turn when the store has come into reach or gone, and when this worker has become ready or has
-        ceased to be: the first brings the revocations, of the second the others hear.
+        """Beat out of turn when the store has come into reach, and when this worker has become ready or has ceased to
+        be: the first brings the revocations, of the second the others hear.
         """
-        now = (not self._store.problems(), not self.problems())
-        if now != self._told and not self._beating:
-            self._told = now
-            self._beat_once()
+        state = self._state()
+        if state != self._told and not self._beating:
+            self._told = state
+            if state[0]:
+                self._beat_once()
+
+    def _state(self) -> tuple[bool, bool]:
+        """Whether the store can be used, and whether this worker is ready."""
+        return not self._store.problems(), not self.problems()

@@ -68,6 +68,10 @@ def offset_of(position: str) -> int:
     return int(position.rpartition("-")[2])
 
 
+def _follows_in_its_epoch(identity: str, last: str) -> bool:
+    return identity.rpartition("-")[0] == last.rpartition("-")[0] and offset_of(identity) == offset_of(last) + 1
+
+
 class _Judge:
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -98,7 +102,8 @@ class _Judge:
             for item in told:
                 self._know(item)
                 assert item.id is not None
-                if before is not None and offset_of(item.id) == offset_of(before) + 1:
+                # Not across a change of epoch: what the witness missed may stand between.
+                if before is not None and _follows_in_its_epoch(item.id, before):
                     self._parents.setdefault(item.id, before)
                 before = item.id
 
@@ -264,28 +269,38 @@ class _PlainWalk(_Walk):
     Attributes:
         stands: all of them that fit what it heard before; `last` is the first.
         heard: how often it was given each payload.
+        spent: ids that it was given for certain.
     """
 
     def __init__(self, judge: _Judge, client: str, events: Sequence[Event]) -> None:
         super().__init__(judge, client, events)
         self.stands: list[str] = []
         self.heard: Counter[str] = Counter()
+        self.spent: set[str] = set()
 
     def _begin(self, began: Began) -> None:
         super()._begin(began)
         self.stands = []
 
     def _hear(self, item: Heard) -> None:
-        ids = self.judge.ids(item.payload)
+        known = self.judge.ids(item.payload)
+        ids = [one for one in known if one not in self.spent]
         self.heard[item.payload] += 1
-        if self.heard[item.payload] > len(ids):  # one that the store lost may come again under its other id
-            self._say(Kind.DUPLICATED, f"{item.payload!r} again, known as {ids}, after {self.last}")
+        # One that the store lost may come again under its other id.
+        if self.heard[item.payload] > max(1, len(known)) or (known and not ids):
+            self._say(Kind.DUPLICATED, f"{item.payload!r} again, known as {known}, after {self.last}")
+            return
+        if not ids:  # nobody knows where it stood
+            self.stands, self.last = [], None
             return
         fitting = [one for one in ids if any(self.judge.may_follow(one, last) for last in self.stands)]
         if self.stands and not fitting:
-            self._compare(ids[0], self.stands[0])
+            pairs = [(one, last) for one in ids for last in self.stands]
+            self._compare(*min(pairs, key=lambda pair: abs(offset_of(pair[0]) - offset_of(pair[1]) - 1)))
         self.stands = fitting or ids
         self.last = self.stands[0]
+        if len(self.stands) == 1:
+            self.spent.add(self.last)
 
     def _stands_at(self, position: str) -> bool:
         return position in self.stands

@@ -83,6 +83,14 @@ def plain_alone() -> Record:
     return record
 
 
+def plain_unknown() -> Record:
+    """The same, and one more message that the store lost, of which nobody learned the id."""
+    record = plain_alone()
+    record.attempts |= {"nobody else heard this": 1}
+    record.clients["alone"].insert(8, Heard(None, "nobody else heard this"))
+    return record
+
+
 def expired() -> Record:
     """The log keeps four; one client was away for seven and is told, one that resumes within is not."""
     record = good()
@@ -102,7 +110,7 @@ def expired() -> Record:
     return record
 
 
-@pytest.mark.parametrize("make", [good, expired, plain_alone])
+@pytest.mark.parametrize("make", [good, expired, plain_alone, plain_unknown])
 def test_a_good_record_is_accepted(make: Callable[[], Record]) -> None:
     verdict = judge(make())
     assert verdict.samples == {}
@@ -260,6 +268,16 @@ def test_a_fault_planted_into_what_a_plain_socket_heard_alone_is_found(
     record = plain_alone()
     record.clients["alone"][place] = events
     assert judge(record).found[kind] > 0
+
+
+def test_an_id_that_a_plain_socket_was_given_explains_nothing_a_second_time() -> None:
+    record = plain_alone()
+    events = record.clients["alone"]
+    # a-6 and a-7 are known for certain; what comes after the return are b-7 and b-9, without b-8.
+    events[events.index(record.clients["alone"][11])] = events[-1]
+    del events[12:]
+    record.present = set()
+    assert judge(record).found[Kind.SILENTLY_LOST] == 1
 
 
 def test_a_witness_is_believed_when_two_servers_disagree() -> None:

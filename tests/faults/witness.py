@@ -41,6 +41,8 @@ class Witness:
         """Leave."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        if not self._task.cancelled() and (error := self._task.exception()) is not None:
+            raise error
 
     async def _run(self) -> None:
         while True:

@@ -19,7 +19,7 @@ from app.brokers.redis import RedisBroker
 from app.core.errors import Unavailable
 from app.core.limits import Rate, Rates
 from app.core.messages import ChannelRule, PresenceChange
-from app.engine import boards, membership
+from app.engine import boards, membership, worker
 from app.engine.admissions import Admissions
 from app.engine.hub import Hub
 from app.engine.presence import Presence, Watcher
@@ -104,7 +104,7 @@ class Engine:
             node="node",
             slots=4,
             incarnation=name,
-            snapshot=dict,
+            snapshot=lambda: {"ready": not self.worker.problems()},
         )
         self.name = name
 
@@ -233,6 +233,26 @@ async def test_what_one_turn_brings_is_one_step_a_room(
         assert scripts_run(store) - before <= 10  # the room, two steps, and beats
     assert (await two.presence.members("room", 1, None)).count == 1000
     assert one.presence.local == one.presence.joins == 1000
+
+
+async def test_a_worker_tells_at_once_that_it_is_ready_and_that_it_is_not(
+    redis_server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "BEAT_SECONDS", 3600)
+    engine = Engine(redis_server.url, prefix, "one")
+
+    async def says() -> list[bool]:
+        return [orjson.loads(lease.split(b"\n", 2)[2])["ready"] for lease in await engine.worker._leases()]
+
+    try:
+        await engine.start()
+        for ready in (True, False):
+            engine.roster.draining = not ready
+            async with asyncio.timeout(2):
+                while await says() != [ready]:
+                    await asyncio.sleep(0.01)
+    finally:
+        await engine.stop()
 
 
 async def test_beats_of_ten_thousand_members_cost_four_commands_a_second(prefix: str) -> None:
