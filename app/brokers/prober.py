@@ -1,4 +1,4 @@
-"""Whether what is published is heard: probes, by each connection that publishes, to this worker's own control channel.
+"""Whether what is published is heard: probes to this worker's own control channel, by two connections in turn.
 
 One that does not come back says that the reader is deaf, or that two connections are at different servers which both
 lead, as after an address has moved. TCP looks fine in either case.
@@ -7,7 +7,7 @@ lead, as after an address has moved. TCP looks fine in either case.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from app.brokers.commands import Commands, away
 from app.brokers.reader import PROBE, Reader
@@ -38,6 +38,7 @@ class Prober:
         self._deadline = deadline
         self._nonce = nonce
         self._under_way: tuple[bytes, asyncio.Future[None]] | None = None
+        self._by_writer = True
         self.seconds = 0.0
         self.missed = 0
         self.channel = ""
@@ -47,31 +48,20 @@ class Prober:
         if self._under_way is not None and self._under_way[0] == nonce and not self._under_way[1].done():
             self._under_way[1].set_result(None)
 
-    async def commands_are_heard(self, reader: Reader) -> bool:
-        """Whether a probe by the commands comes back, or cannot be judged since the reader is being replaced.
+    async def is_heard(self, reader: Reader) -> bool:
+        """Send one, by the other connection than the last; whether it comes back, or nothing can be said since the
+        reader is being replaced.
 
         Raises:
             Unavailable: it could not be sent.
         """
-        began = asyncio.get_running_loop().time()
-        found = await self._comes_back(reader, self._send_by_commands)
-        if found:
-            self.seconds = asyncio.get_running_loop().time() - began
-        return found
-
-    async def publishes_are_heard(self, reader: Reader) -> bool:
-        """The same by the writer, behind no publish but those that are under way.
-
-        Raises:
-            Unavailable: it could not be sent.
-        """
-        return await self._comes_back(reader, self._send_by_writer)
-
-    async def _comes_back(self, reader: Reader, send: Callable[[bytes], Awaitable[None]]) -> bool:
         if not reader.ready:
             return True
-        nonce, connection = self._nonce(), reader.link.connections
-        heard: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._by_writer = not self._by_writer
+        send = self._send_by_writer if self._by_writer else self._send_by_commands
+        loop = asyncio.get_running_loop()
+        nonce, connection, began = self._nonce(), reader.link.connections, loop.time()
+        heard: asyncio.Future[None] = loop.create_future()
         self._under_way = (nonce, heard)
         try:
             await send(PROBE + nonce)
@@ -82,6 +72,7 @@ class Prober:
             return reader.link.connections != connection
         finally:
             self._under_way = None
+        self.seconds = loop.time() - began
         return True
 
     async def _send_by_commands(self, probe: bytes) -> None:

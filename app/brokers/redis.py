@@ -270,11 +270,11 @@ class RedisBroker:
         assert self._reader is not None
         self._reader.unsubscribe(channel)
 
-    def reconnect(self) -> None:
+    def reconnect(self, reason: str = "not the same primary") -> None:
         """See `Broker`. What comes next is another server, perhaps: it is checked again."""
         self._findings = None
         for link in self._links():
-            link.drop("not the same primary")
+            link.drop(reason)
 
     async def tell(self, message: bytes, to: str | None = None) -> int:
         """Publish to the control channel of all workers, or of one incarnation; returns how many connections of the
@@ -392,15 +392,9 @@ class RedisBroker:
         self._findings, self._ack_findings = findings, ack_findings
 
     async def _probe(self) -> None:
-        """See whether what is published comes back on the reader; if not, connect anew."""
-        reader = self._reader
-        if reader is None:
-            return
-        if not await self._prober.commands_are_heard(reader):
-            reader.link.drop("a probe did not come back")
-            self._commands.link.drop("a probe did not come back")
-        elif not await self._prober.publishes_are_heard(reader):
-            self.reconnect()
+        """See whether what is published comes back on the reader. If not, nobody can say which connection is right."""
+        if self._reader is not None and not await self._prober.is_heard(self._reader):
+            self.reconnect("a probe did not come back")
 
 
 def _report(findings: list[Finding], known: list[Finding] | None) -> None:
