@@ -27,7 +27,7 @@ run: setup ## serve on http://127.0.0.1:8000 with four workers; Ctrl-C stops
 
 # Node's tools are installed where Node is; elsewhere their tests are skipped.
 test: setup $(VENV)/.dev $(if $(shell command -v npm 2>/dev/null),$(NODE_TOOLS:=/node_modules/.stamp)) ## all tests, on a real Redis and real workers
-	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 faults: setup $(VENV)/.dev ## the table of faults, long and over several seeds (ARGS="--seeds 2 --only power")
 	$(BIN)/python -m tests.faults $(ARGS)

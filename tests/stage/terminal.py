@@ -16,6 +16,8 @@ from typing import Self
 from tests.stage.service import until
 
 ROOT = Path(__file__).parents[2]
+_END = b"\0end of the command\0"
+"""Written into its terminal after its last word: of a terminal that is closed the last bytes may be lost."""
 _MOVES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -38,6 +40,7 @@ class Command:
         self._terminal = terminal
         self._read: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
         self._readers: list[threading.Thread] = []
+        self._inner = -1
         self.process: subprocess.Popen[bytes]
 
     @property
@@ -72,9 +75,17 @@ class Command:
         elif self.process.stdin is not None:
             self.process.stdin.close()
         status = self.process.wait(seconds)
+        self._read_all(seconds)
+        return status
+
+    def _read_all(self, seconds: float) -> None:
+        if self._inner >= 0:
+            os.write(self._inner, _END)
         for reader in self._readers:
             reader.join(seconds)
-        return status
+        if self._inner >= 0:
+            os.close(self._inner)
+            self._inner = -1
 
     def __enter__(self) -> Self:
         outer, inner = pty.openpty() if self._terminal else (-1, subprocess.PIPE)
@@ -87,7 +98,7 @@ class Command:
             stderr=inner,
         )
         if self._terminal:
-            os.close(inner)
+            self._inner = inner
             self._follow("stdout", outer)
         else:
             assert self.process.stdout is not None
@@ -98,11 +109,13 @@ class Command:
 
     def _follow(self, name: str, descriptor: int) -> None:
         def read() -> None:
-            try:
-                while data := os.read(descriptor, 65_536):
-                    self._read[name] += data
-            except OSError:  # EIO: the terminal's other end was closed
-                pass
+            told = self._read[name]
+            while data := os.read(descriptor, 65_536):
+                told.extend(data)
+                if told.endswith(_END):
+                    del told[-len(_END) :]
+                    os.close(descriptor)
+                    return
 
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
@@ -116,8 +129,7 @@ class Command:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
         self.process.wait(10)
-        for reader in self._readers:
-            reader.join(10)
+        self._read_all(10)
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             if stream is not None:
                 stream.close()
