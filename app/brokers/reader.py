@@ -17,7 +17,7 @@ from app.brokers.envelope import read_message
 from app.brokers.link import Link, Refusal
 from app.brokers.scripts import pack
 
-CHANNELS = 512
+CHANNELS = 1024
 """Channels in one SUBSCRIBE at most."""
 PROBE = b"\0probe "
 """Begins our own probes on the control channel; nothing told to workers begins with a zero byte."""

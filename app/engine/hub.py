@@ -188,7 +188,7 @@ class Hub:
         """The subscription is in force: now the log may be read."""
         found = self.channels.get(channel)
         if found is not None:
-            self.inquiry.resume()
+            self.inquiry.expect()
             sync = found.state.connection_replaced()
             if sync is not None:
                 self._perform(found, (sync,))

@@ -1,7 +1,8 @@
 """Inquiries: asking the store where channels stand, many in one call, again after a failure, and now and then unasked.
 
-The first questions of one turn share a call, which brings no messages; so do those that come while one is under way, up
-to a full one. A channel that is behind reads on alone.
+The first questions of one turn share a call, which brings no messages; so do those that come while one is under way, or
+while the reader is back and its channels are confirmed one after the other, up to a full one. A channel that is behind
+reads on alone.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ TOPS = 512
 """Channels in one call of `Broker.read_tops`."""
 RETRY_SECONDS = 0.5
 CHECK_SECONDS = 9
+GATHER_SECONDS = 0.05
+"""Without any confirmation for so long, no more are waited for."""
 REST = 3
 """Checks left out after a loss of the reader: every channel is asked then anyway."""
 
@@ -61,6 +64,8 @@ class Inquiry:
         self._again: dict[Channel, None] = {}
         self._checks: list[Channel] = []
         self._lost = False
+        self._expected = 0
+        self._gathering = False
         self._rest = 0
         self.asked = 0
 
@@ -83,12 +88,14 @@ class Inquiry:
         self._due.clear()
         self._again.clear()
         self._checks.clear()
-        self._lost = bool(self._channels)
+        self._lost, self._expected = bool(self._channels), 0
 
-    def resume(self) -> None:
-        """The reader is back: from now on every channel is asked."""
+    def expect(self) -> None:
+        """A channel is confirmed and will ask; if it is the first after a loss of the reader, so will all others."""
         if self._lost:
-            self._lost, self._rest = False, REST
+            self._lost, self._rest, self._expected = False, REST, len(self._channels)
+        if self._expected:
+            self._expected -= 1
 
     def check(self) -> None:
         """Once a second: ask where a part of the channels stand. A live message that was lost in an idle channel is
@@ -127,20 +134,30 @@ class Inquiry:
         due, self._due = self._due, {}
         first: list[tuple[Channel, Sync]] = []
         for channel, sync in due.items():
-            if channel.asked == sync.generation or len(due) == 1:
+            if channel.asked == sync.generation or (len(due) == 1 and not self._expected):
                 channel.asked = sync.generation
                 self._spawn(self._read(channel, sync))
             else:
                 first.append((channel, sync))
         for start in range(0, len(first), TOPS):
             part = first[start : start + TOPS]
-            if len(part) < TOPS and self._calls:
+            if len(part) < TOPS and (self._calls or self._expected):
                 self._due = dict(part)
+                if self._expected and not self._gathering:
+                    self._gathering = True
+                    asyncio.get_running_loop().call_later(GATHER_SECONDS, self._gather, self._expected)
                 break
             for channel, sync in part:
                 channel.asked = sync.generation
             self._calls += 1
             self._spawn(self._read_tops(part))
+
+    def _gather(self, expected: int) -> None:
+        self._gathering = False
+        if self._expected == expected:  # some are gone
+            self._expected = 0
+        if self._due:
+            self._schedule()
 
     async def _read(self, channel: Channel, sync: Sync) -> None:
         try:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 
+import pytest
+
+from app.engine import inquiry
 from app.engine.inquiry import CHECK_SECONDS
 from tests.unit.engine.clock import run
 from tests.unit.engine.crowd import Stage
@@ -55,6 +58,36 @@ def test_what_an_idle_channel_misses_right_after_a_loss_of_the_reader_is_found_i
         stage.broker.weather.lose = 0.0
         await asyncio.sleep(19.75)  # docs/reliability.md: an idle channel in 20 s
         stage.check_whole()
+        await end(stage)
+
+    run(play())
+
+
+def test_channels_that_are_confirmed_one_after_the_other_share_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inquiry, "TOPS", 4)
+
+    async def play() -> None:
+        stage = await crowded()
+        await asyncio.sleep(0.2)
+        stage.broker.lose_reader(0.1)
+        stage.broker.weather.delay = 0.002  # the store is quick, the confirmations come singly
+        before = stage.broker.reads
+        await asyncio.sleep(0.5)
+        assert stage.broker.reads - before == 3  # four, four and two of the ten
+        assert all(channel.live for channel in stage.hub.channels.values())
+        await end(stage)
+
+    run(play())
+
+
+def test_a_channel_that_is_gone_is_not_waited_for() -> None:
+    async def play() -> None:
+        stage = await crowded()
+        await asyncio.sleep(0.2)
+        stage.broker.lose_reader(0.1)
+        stage.broker.unsubscribe(stage.names[0])  # and would never be confirmed
+        await asyncio.sleep(0.5)
+        assert sum(channel.live for channel in stage.hub.channels.values()) == 9
         await end(stage)
 
     run(play())
