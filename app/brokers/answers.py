@@ -12,6 +12,8 @@ from app.core.continuity import Reading, Verdict, label
 from app.core.errors import Gone
 from app.core.messages import Position
 
+_VERDICTS = {verdict.value.encode(): verdict for verdict in Verdict}
+
 
 def position_arguments(position: Position | None) -> tuple[Argument, Argument]:
     """A position as our scripts take it; None is an empty epoch."""
@@ -28,7 +30,7 @@ def read_answer(reply: list[Any]) -> Reading:
         verdict, epoch, top, tail, lineage, cleared, page = reply
         reigns = (reign.partition(":") for reign in lineage.decode().split(","))
         return Reading(
-            Verdict(verdict.decode()),
+            _VERDICTS[verdict],
             epoch.decode(),
             int(top),
             tail.decode(),
@@ -36,7 +38,7 @@ def read_answer(reply: list[Any]) -> Reading:
             cleared.decode() or None,
             read_page(page),
         )
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, LookupError, TypeError):
         raise away("the store holds something else than what we wrote") from None
 
 
