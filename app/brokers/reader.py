@@ -70,6 +70,11 @@ class Reader:
         """How many channels are subscribed or being subscribed, without the control channels."""
         return len(self._names)
 
+    @property
+    def progress(self) -> int:
+        """Grows with everything that is heard."""
+        return self.messages + self._confirmations
+
     def subscribe(self, channel: str) -> None:
         """Hear a channel; `Listener.confirmed` says from when. On a known one it is a new generation."""
         name = f"{self._prefix}{{{channel}}}".encode()

@@ -8,6 +8,7 @@ holds their answers in `acks`, what hears in `reader`; here they meet.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -131,6 +132,7 @@ class RedisBroker:
         self._tender: asyncio.Task[None] | None = None
         self._control = f"{prefix}:control"
         self._own_control = ""
+        self._writers_turn = True
         self._prober = Prober(self._commands, self._writer, deadline, self._nonce)
         self._counters = Counters()
         self._plain = Opener(load("publish"), 10)
@@ -392,8 +394,23 @@ class RedisBroker:
         self._findings, self._ack_findings = findings, ack_findings
 
     async def _probe(self) -> None:
-        """See whether what is published comes back on the reader. If not, nobody can say which connection is right."""
-        if self._reader is not None and not await self._prober.is_heard(self._reader):
+        """See whether what is published comes back on the reader, in every second round what the writer publishes. If
+        only that does not, nobody can say which connection is at the right server.
+        """
+        reader = self._reader
+        if reader is None:
+            return
+        self._writers_turn = not self._writers_turn
+        missed = False
+        if self._writers_turn:
+            with contextlib.suppress(Unavailable):  # the writer is away, which is known
+                if await self._prober.publishes_are_heard(reader):
+                    return
+                missed = True
+        if not await self._prober.commands_are_heard(reader):
+            reader.link.drop("a probe did not come back")
+            self._commands.link.drop("a probe did not come back")
+        elif missed:
             self.reconnect("a probe did not come back")
 
 

@@ -44,13 +44,11 @@ class Bounds:
 
 
 class _Call:
-    """One publish on its way. `packed` is all but the opener and the nonce, which is new in every attempt; without an
-    opener it is a whole command, which is no message.
-    """
+    """One publish on its way. `packed` is all but the opener and the nonce, which is new in every attempt."""
 
     __slots__ = ("opener", "packed", "receipt", "since")
 
-    def __init__(self, opener: Opener | None, packed: bytes, receipt: Receipt, since: float) -> None:
+    def __init__(self, opener: Opener, packed: bytes, receipt: Receipt, since: float) -> None:
         self.opener = opener
         self.packed = packed
         self.receipt = receipt
@@ -94,6 +92,8 @@ class Writer:
         self._queued_bytes = 0
         self._flight: list[_Call] = []
         self._replies: list[Any] = []
+        self._probe: tuple[bytes, Receipt] | None = None
+        self._probing: Receipt | None = None
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._waiting: list[Callable[[], None]] = []
@@ -107,7 +107,7 @@ class Writer:
     @property
     def busy(self) -> bool:
         """Whether a batch is in flight or about to be sent."""
-        return bool(self._flight or self._scheduled)
+        return bool(self._flight or (self._scheduled and self._queue))
 
     def when_uncongested(self, callback: Callable[[], None]) -> None:
         """Call back once, when the queue has fallen below a quarter of its bounds (at once if it is short)."""
@@ -136,28 +136,42 @@ class Writer:
             loop.call_soon(self._flush)
 
     def probe(self, command: bytes, receipt: Receipt) -> None:
-        """Send a packed command with the next batch, before its publishes; `receipt` is told that it was done."""
+        """Send a packed command, which is nobody's message, with the next batch or by itself; `receipt` is told when it
+        was done. One that still waits gives way.
+        """
         loop = asyncio.get_running_loop()
         if not self.link.up:
-            loop.call_soon(guard, receipt, away("the store is away"))
+            loop.call_soon(guard, receipt, away())
             return
-        self._queue.appendleft(_Call(None, command, receipt, loop.time()))
-        self._queued_bytes += len(command)
+        self._probe = (command, receipt)
         if not self._flight and not self._scheduled:
             self._scheduled = True
             loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        """Send what has gathered, unless a batch is in flight or as many as may wait are waiting for their level."""
+        """Send what has gathered, unless a batch is in flight."""
         self._scheduled = False
-        if self._flight or not self._queue or not self.link.up:
+        if self._flight or self._probing is not None or not self.link.up:
             return
+        parts = self._gather() if self._queue else []
+        if self._probe is not None:
+            command, self._probing = self._probe
+            self._probe = None
+            parts.insert(0, command)
+        if parts:
+            self._timer = asyncio.get_running_loop().call_later(
+                self._deadline, self.link.drop, "no answer to a batch in time"
+            )
+            self.link.send(b"".join(parts))
+
+    def _gather(self) -> list[bytes]:
+        """A batch, unless as many as may wait are waiting for their level."""
         if self._acks is not None:
             if not self._acks.link.up:  # nobody could be told: better not sent than unknown
                 self._refuse_queue()
-                return
+                return []
             if self._acks.held >= self._bounds.queue:
-                return
+                return []
         loop = asyncio.get_running_loop()
         bounds, queue, flight = self._bounds, self._queue, self._flight
         oldest = loop.time() - bounds.patience
@@ -172,9 +186,7 @@ class Writer:
                 stale.append(call)
                 continue
             opener = call.opener
-            if opener is None:
-                parts.append(call.packed)
-            elif opener.name in brought:
+            if opener.name in brought:
                 parts += (opener.by_digest, call.packed, self._nonce())
             else:
                 brought.add(opener.name)
@@ -183,12 +195,13 @@ class Writer:
             flight.append(call)
         if flight:
             self.batches += 1
-            self._timer = loop.call_later(self._deadline, self.link.drop, "no answer to a batch in time")
-            self.link.send(b"".join(parts))
+        else:
+            parts = []
         for call in stale:
             self.errors += 1
             guard(call.receipt, away("the message waited too long: it was not sent"))
         self._relieve()
+        return parts
 
     def _refuse_queue(self) -> None:
         queue, self._queue, self._queued_bytes = self._queue, deque(), 0
@@ -215,14 +228,22 @@ class Writer:
 
     def _on_burst(self, replies: list[Any]) -> None:
         self._replies += replies
-        if len(self._replies) < len(self._flight) + (self._acks is not None):
+        with_reign = self._acks is not None and bool(self._flight)
+        probing = self._probing
+        if len(self._replies) < len(self._flight) + with_reign + (probing is not None):
             return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         flight, answers = self._flight, self._replies
-        self._flight, self._replies = [], []
-        reign = None if self._acks is None else read_reign(answers.pop(0))
+        self._flight, self._replies, self._probing = [], [], None
+        if probing is not None:
+            answer = answers.pop(0)
+            guard(probing, translate(answer) if isinstance(answer, Refusal) else Published(None))
+            if not flight:
+                self._flush()
+                return
+        reign = read_reign(answers.pop(0)) if with_reign else None
         told: list[Told] = []
         refused = any(isinstance(answer, Refusal) and answer.code == "NOSCRIPT" for answer in answers)
         if refused:
@@ -231,9 +252,6 @@ class Writer:
         replica = False
         refusals = 0
         for call, answer in zip(flight, answers, strict=True):
-            if call.opener is None:  # nobody's message: it waits for no level
-                guard(call.receipt, translate(answer) if isinstance(answer, Refusal) else Published(None))
-                continue
             if type(answer) is bytes:
                 outcome: Published | TocsinError = Published(read_id(answer))
             elif type(answer) is list:
@@ -247,7 +265,7 @@ class Writer:
             told.append((call.receipt, outcome))
         self._tell(told, reign)
         self.errors += refusals
-        self.published += len(told) - refusals
+        self.published += len(answers) - refusals
         guard(self.on_settled)
         if replica:
             self._on_replica()
@@ -271,6 +289,11 @@ class Writer:
             self._timer.cancel()
             self._timer = None
         flight, self._flight, self._replies = self._flight, [], []
+        probes = [self._probing, *(() if self._probe is None else (self._probe[1],))]
+        self._probing = self._probe = None
+        for receipt in probes:
+            if receipt is not None:
+                guard(receipt, away())
         self.errors += len(flight)
         unknown = away("the store did not answer: it is unknown whether the message was taken")
         self._tell([(call.receipt, unknown) for call in flight], None)

@@ -24,6 +24,8 @@ RETRY_SECONDS = 0.5
 CHECK_SECONDS = 9
 GATHER_SECONDS = 0.05
 """Without any confirmation for so long, no more are waited for."""
+EXPECT_SECONDS = 1.0
+"""How long confirmations are waited for at most."""
 REST = 3
 """Checks left out after a loss of the reader: every channel is asked then anyway."""
 
@@ -94,6 +96,7 @@ class Inquiry:
         """A channel is confirmed and will ask; if it is the first after a loss of the reader, so will all others."""
         if self._lost:
             self._lost, self._rest, self._expected = False, REST, len(self._channels)
+            asyncio.get_running_loop().call_later(EXPECT_SECONDS, self._expect_no_more)
         if self._expected:
             self._expected -= 1
 
@@ -155,7 +158,12 @@ class Inquiry:
     def _gather(self, expected: int) -> None:
         self._gathering = False
         if self._expected == expected:  # some are gone
-            self._expected = 0
+            self._expect_no_more()
+        elif self._due:
+            self._schedule()
+
+    def _expect_no_more(self) -> None:
+        self._expected = 0
         if self._due:
             self._schedule()
 
