@@ -53,7 +53,7 @@ class Counters:
         received: messages that the reader was given.
         reconnects: connections made after the first of each kind.
         resubscribes: channels subscribed again after a loss.
-        probe_seconds: round trip of the newest probe, through Redis and back on the reader.
+        probe_seconds: round trip of the newest probe by the commands, through Redis and back on the reader.
         probes_missed: probes that did not come back.
         errors: publishes and commands that failed, messages that could not be read.
     """
@@ -77,7 +77,7 @@ class RedisBroker:
         rules: what holds for which channel; the first that matches decides.
         key_seconds: how long an idempotency key is remembered.
         deadline: seconds for each answer of Redis.
-        probe_seconds: between two probes of the reader.
+        probe_seconds: between two probes.
         bounds: how much the publish queue takes on.
         ack: what must hold before a publish is answered.
         ack_timeout: seconds in which it must.
@@ -363,7 +363,7 @@ class RedisBroker:
         return rule
 
     async def _tend(self) -> None:
-        """Check the store until it passes, and probe the reader."""
+        """Check the store until it passes, and send probes."""
         while True:
             try:
                 async with asyncio.timeout(self._probe_seconds):
