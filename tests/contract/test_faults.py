@@ -300,7 +300,7 @@ async def test_a_connection_that_stays_at_a_server_that_leads_no_longer_is_found
                 if label not in left:
                     link._writer.transport.abort()
             await until(lambda: all(link.connections > 1 for label, link in links.items() if label not in left))
-            await until(lambda: all(links[label].connections > 1 for label in left), 8)
+            await until(lambda: all(link.connections > 1 for link in links.values()), 8)
             await stage.ready()
             await stage.publish("room", b"heard")
             await until(lambda: b"heard" in stage.ear.payloads("room"))
