@@ -1,4 +1,4 @@
-"""Every fault of Redis once and small; side by side with those of `test_clients`."""
+"""Every fault of Redis once and small; those elsewhere run side by side with them."""
 
 from __future__ import annotations
 
